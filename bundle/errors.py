@@ -1,0 +1,43 @@
+"""Everything that can be wrong with a bundle, in one tree.
+
+BundleError
+├── BundleFormatError         bytes that are not a valid bundle (magic, version, structure, manifest)
+│   └── BundleTruncatedError  the file ends before its declared length
+├── BundleCorruptError        valid structure, damaged content (a checksum or digest does not match)
+├── BundleLimitError          a declared size exceeds a cap of this build
+├── BundleNotFoundError       no such file, tensor, plane or asset
+├── BundleWriteError          the writer was misused, or the destination cannot be written
+└── BundleCancelledError      the caller cancelled a read
+"""
+
+
+class BundleError(Exception):
+    """Root of the bundle errors: the message says what, got, expected and what to do."""
+
+
+class BundleFormatError(BundleError):
+    """The bytes are not a valid bundle."""
+
+
+class BundleTruncatedError(BundleFormatError):
+    """The file ends before its declared length."""
+
+
+class BundleCorruptError(BundleError):
+    """The structure is valid but the content is damaged."""
+
+
+class BundleLimitError(BundleError):
+    """A declared size exceeds a cap of this build."""
+
+
+class BundleNotFoundError(BundleError):
+    """There is no such file, tensor, plane or asset."""
+
+
+class BundleWriteError(BundleError):
+    """The writer was misused, or the destination cannot be written."""
+
+
+class BundleCancelledError(BundleError):
+    """The caller cancelled a read."""

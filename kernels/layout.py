@@ -1,0 +1,87 @@
+"""The contract of a layout, and the registry of those that exist.
+
+A layout is the form in which a weight [N, K] is resident and computed on. Offline it only declares
+which planes it is made of; online it is built from those planes on a device and multiplies.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+Params = Mapping[str, str | int | float | bool | None]
+
+
+@dataclass(frozen=True, slots=True)
+class PlaneSpec:
+    """Dtype name (as in the bundle manifest: "u4", "i8", "bf16", …) and shape of one plane at rest."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class Layout(ABC):
+    """A resident weight. Immutable after construction; every method is safe from many threads.
+
+    `shape` is the logical shape ([N, K] for matrices, [N] for vectors), `dtype` the logical dtype
+    of the weight (what `dense()` returns by default), `device` where it is resident.
+    """
+
+    name: ClassVar[str]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    @abstractmethod
+    def plane_specs(
+        cls, shape: tuple[int, ...], dtype: torch.dtype, params: Params
+    ) -> Mapping[str, PlaneSpec]:
+        """The planes at rest of a weight of `shape`, in order. Raises LayoutError if unsupported."""
+
+    @classmethod
+    @abstractmethod
+    def from_planes(
+        cls,
+        planes: Mapping[str, Tensor],
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        params: Params,
+        device: torch.device,
+    ) -> Self:
+        """Packs canonical planes (host tensors, see `plane_specs`; `u4` is uint8 0..15) for `device`.
+
+        Does not keep references to `planes` unless it needs no repacking (dense on the host): the
+        caller gives up ownership. Raises LayoutError for missing, unknown or mis-shaped planes.
+        """
+
+    @abstractmethod
+    def dense(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The weight decoded to a dense tensor of `shape` on `device`."""
+
+    @abstractmethod
+    def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x [..., K] @ weight.T [K, N] (+ bias [N]) -> [..., N], in x.dtype (fp32 or bf16)."""
+
+    @abstractmethod
+    def rows(self, indices: Tensor, dtype: torch.dtype) -> Tensor:
+        """Embedding lookup: indices [...] int64 -> [..., K] in `dtype`."""
+
+    @property
+    @abstractmethod
+    def resident_bytes(self) -> int:
+        """Device memory held by this weight."""
+
+
+def layouts() -> Mapping[str, type[Layout]]:
+    """All layouts by name. Imported here, not at module import, so that each stays optional to load."""
+    from tersor.kernels.dense import DenseLayout
+    from tersor.kernels.int4 import Int4Layout
+    from tersor.kernels.int8 import Int8Layout
+
+    return {cls.name: cls for cls in (DenseLayout, Int8Layout, Int4Layout)}

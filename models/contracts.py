@@ -1,0 +1,44 @@
+"""What a model asks of its surroundings: weights by group, and an attention state.
+
+Calibration and evaluation use plain in-memory implementations; serving uses residency and paged KV.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from tersor.kernels.layout import Layout
+from torch import Tensor
+
+GroupWeights = Mapping[str, Layout]  # tensor name -> resident weight
+
+
+class WeightSource(Protocol):
+    """Gives a model its weights, group by group. Safe from many threads."""
+
+    def acquire(self, group: str) -> AbstractContextManager[GroupWeights]:
+        """The weights of `group`, resident until the context exits; may block while they load.
+
+        Raises WeightError for an unknown group, BundleError when they cannot be read.
+        """
+        ...
+
+
+class AttentionState(Protocol):
+    """Keys and values of the sequences in one forward pass, and attention over them.
+
+    The model passes the flat tokens of all sequences ([T] in total); which token belongs to which
+    sequence is the state's knowledge alone. Valid for one forward pass.
+    """
+
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None
+    ) -> Tensor:
+        """Stores k, v [T, num_kv_heads, head_dim] and attends q [T, num_heads, head_dim] causally.
+
+        `window`: a token sees itself and the window-1 tokens before it; None is unbounded.
+        Returns [T, num_heads, head_dim] in q.dtype.
+        """
+        ...
