@@ -1,0 +1,73 @@
+"""What every benchmark shares: rows with machine, versions and commit, appended to a CSV."""
+
+from __future__ import annotations
+
+import csv
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def machine() -> str:
+    """Processor model, visible cores and, where there is one, the GPU."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+                break
+    return f"{model}, {os.cpu_count()} cores{_gpu()}"
+
+
+def _gpu() -> str:
+    import torch
+
+    return f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+
+
+def commit() -> str:
+    """Short hash of the checkout, with `+` when it has uncommitted changes to tracked code."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        head = _git(root, "rev-parse", "--short=10", "HEAD")
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", "*.py")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + ("+" if changed else "")
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def seconds(function: Callable[[], object], *, repeat: int = 15, warmup: int = 2) -> float:
+    """Median wall time of one call: shared machines make the mean a lottery."""
+    for _ in range(warmup):
+        function()
+    samples = []
+    for _ in range(repeat):
+        start = time.perf_counter()
+        function()
+        samples.append(time.perf_counter() - start)
+    return statistics.median(samples)
+
+
+def write(name: str, rows: Sequence[Mapping[str, object]]) -> Path:
+    """Replaces `results/<name>.csv` by `rows`, each with machine, versions and commit."""
+    RESULTS.mkdir(exist_ok=True)
+    common = {"machine": machine(), "torch": version("torch"), "commit": commit()}
+    path = RESULTS / f"{name}.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=[*rows[0], *common], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({**row, **common} for row in rows)
+    return path

@@ -1,0 +1,25 @@
+"""Runs every benchmark of this folder that needs no GPU, one process each: `make bench`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+NOT_HERE = {"record.py", "run.py", "gpu_matmul.py"}
+
+
+def main() -> int:
+    folder = Path(__file__).resolve().parent
+    failed = []
+    for script in sorted(path for path in folder.glob("*.py") if path.name not in NOT_HERE):
+        print(f"== {script.name}", flush=True)
+        if subprocess.run([sys.executable, str(script)], check=False).returncode != 0:
+            failed.append(script.name)
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
