@@ -11,7 +11,13 @@ ServingError
 ├── ShuttingDownError       draining: no new requests                         UNAVAILABLE
 ├── ModelLoadError          weights could not be loaded                       UNAVAILABLE
 └── InternalError           a defect of ours; details are in the log          INTERNAL
+
+ConfigError (a ValueError) stands apart: it is raised before anything is served.
 """
+
+
+class ConfigError(ValueError):
+    """A configuration value is wrong: the message names the key, what was given and what is allowed."""
 
 
 class ServingError(Exception):
