@@ -17,7 +17,7 @@ ConfigError (a ValueError) stands apart: it is raised before anything is served.
 
 
 class ConfigError(ValueError):
-    """A configuration value is wrong: the message names the key, what was given and what is allowed."""
+    """A configuration value is wrong; the message names the key, the value and what is allowed."""
 
 
 class ServingError(Exception):

@@ -1,0 +1,1 @@
+"""The online journey: residency, engines, the server and its metrics."""
