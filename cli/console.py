@@ -60,14 +60,5 @@ def print_pairs(pairs: Mapping[str, Cell]) -> None:
         sys.stdout.write(f"{name:<{width}}  {_cell(value)}\n")
 
 
-def human_bytes(count: float) -> str:
-    """1536 -> "1.5 KiB"."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(count) < 1024:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
-
-
 def _cell(value: Cell) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
