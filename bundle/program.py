@@ -19,6 +19,8 @@ is any `torch.export` program. Weight names of the canonical decoder (shapes in 
     head                      [vocab_size, hidden_size]                      unless tie_embeddings
 
 Groups in execution order: `embedding`, `layers.0` … `layers.{n-1}`, `head` (final_norm and head).
+A bundle of either kind may end with the group `unused`: tensors of the source that its program never
+reads (buffers, a pooler), kept so that the source can be given back whole. It is never loaded to run.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from typing import Literal
 
 EMBEDDING_GROUP = "embedding"
 HEAD_GROUP = "head"
+UNUSED_GROUP = "unused"
 
 
 def layer_group(index: int) -> str:
