@@ -19,7 +19,7 @@ Params = Mapping[str, str | int | float | bool | None]
 
 @dataclass(frozen=True, slots=True)
 class PlaneSpec:
-    """Dtype name (as in the bundle manifest: "u4", "i8", "bf16", …) and shape of one plane at rest."""
+    """Dtype name (as in the bundle manifest: "u4", "i8", "bf16", …) and shape of a plane at rest."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -42,7 +42,7 @@ class Layout(ABC):
     def plane_specs(
         cls, shape: tuple[int, ...], dtype: torch.dtype, params: Params
     ) -> Mapping[str, PlaneSpec]:
-        """The planes at rest of a weight of `shape`, in order. Raises LayoutError if unsupported."""
+        """The planes at rest of a weight of `shape`, in order. LayoutError if unsupported."""
 
     @classmethod
     @abstractmethod
@@ -54,7 +54,7 @@ class Layout(ABC):
         params: Params,
         device: torch.device,
     ) -> Self:
-        """Packs canonical planes (host tensors, see `plane_specs`; `u4` is uint8 0..15) for `device`.
+        """Packs canonical planes (host tensors as in `plane_specs`; `u4` is uint8 0..15) for `device`.
 
         Does not keep references to `planes` unless it needs no repacking (dense on the host): the
         caller gives up ownership. Raises LayoutError for missing, unknown or mis-shaped planes.
@@ -66,11 +66,17 @@ class Layout(ABC):
 
     @abstractmethod
     def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """x [..., K] @ weight.T [K, N] (+ bias [N]) -> [..., N], in x.dtype (fp32 or bf16)."""
+        """Multiplies: x [..., K] @ weight.T (+ bias [N]) -> [..., N], in x.dtype (fp32 or bf16)."""
 
     @abstractmethod
     def rows(self, indices: Tensor, dtype: torch.dtype) -> Tensor:
         """Embedding lookup: indices [...] int64 -> [..., K] in `dtype`."""
+
+    def prepare(self, activations: torch.dtype) -> None:  # noqa: B027  # most layouts have nothing to do
+        """Does now what the first `matmul` with such activations would do once.
+
+        Afterwards `resident_bytes` is final for them. Optional: `matmul` never depends on it.
+        """
 
     @property
     @abstractmethod
@@ -79,7 +85,7 @@ class Layout(ABC):
 
 
 def layouts() -> Mapping[str, type[Layout]]:
-    """All layouts by name. Imported here, not at module import, so that each stays optional to load."""
+    """All layouts by name. Imported here, not above, so that each stays optional to load."""
     from tersor.kernels.dense import DenseLayout
     from tersor.kernels.int4 import Int4Layout
     from tersor.kernels.int8 import Int8Layout

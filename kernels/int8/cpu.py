@@ -1,0 +1,41 @@
+"""CPU path of the `int8` layout.
+
+Up to PACKED_MAX_ROWS rows torch's packed kernel reads the codes as they are: a quarter of the bytes
+of fp32, and each row's result has the same bits whatever the batch. Above it the codes are widened
+once per call, block by block in cache, and an ordinary matmul amortizes that over the rows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tersor.kernels.cpu import gemm_dtype, padded_columns
+
+# Break-even at 4096x4096, one thread (benchmarks/cpu_matmul.py): 0.44 ms per row packed, against
+# 9 ms to widen plus 0.2-0.3 ms per row.
+PACKED_MAX_ROWS = 48
+# Rows of codes widened at a time: 256 x 4096 in fp32 is 4 MiB, which stays in cache for the matmul.
+WIDENED_ROWS = 256
+
+
+def matmul(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+    """Multiplies x [M, K] fp32 or bf16 by codes int8 [N, Kp] * scales bf16 [N] -> [M, N]."""
+    if x.shape[0] > PACKED_MAX_ROWS:
+        return _widened_matmul(x, codes, scales, bias)
+    y = torch._weight_int8pack_mm(  # noqa: SLF001  # the only way to it
+        padded_columns(x.to(torch.bfloat16), codes.shape[1]), codes, scales
+    ).to(x.dtype)
+    return y if bias is None else y.add_(bias)
+
+
+def _widened_matmul(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+    dtype = gemm_dtype(x)
+    wide_x = x.to(dtype)
+    y = torch.empty(x.shape[0], codes.shape[0], dtype=torch.float32)
+    for start in range(0, codes.shape[0], WIDENED_ROWS):
+        block = codes[start : start + WIDENED_ROWS, : x.shape[1]]
+        y[:, start : start + WIDENED_ROWS] = F.linear(wide_x, block.to(dtype))
+    y.mul_(scales)
+    return (y if bias is None else y.add_(bias)).to(x.dtype)
