@@ -1,8 +1,11 @@
-"""Errors of programs and of the weights they ask for.
+"""Errors of programs, of the weights they ask for, and of what they are fed.
 
 ModelError
 ├── UnsupportedProgramError  a program this build cannot run (unknown operator, schema, family)
-└── WeightError              a weight the program needs is missing, unknown or mis-shaped
+├── WeightError              a weight the program needs is missing, unknown or mis-shaped
+├── TokenizerError           a tokenizer that cannot be read, or ids it does not know
+├── InvalidInputError        an input tensor is missing, unknown, or of the wrong dtype or shape
+└── ProgramFailedError       the program failed while it ran on valid inputs
 """
 
 
@@ -16,3 +19,15 @@ class UnsupportedProgramError(ModelError):
 
 class WeightError(ModelError):
     """A weight the program needs is missing, unknown or mis-shaped."""
+
+
+class TokenizerError(ModelError):
+    """The tokenizer cannot be read, or an id is outside its vocabulary."""
+
+
+class InvalidInputError(ModelError):
+    """An input of a graph is missing, unknown, or of the wrong dtype or shape."""
+
+
+class ProgramFailedError(ModelError):
+    """The program failed while it ran on inputs of the declared kind."""

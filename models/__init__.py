@@ -1,0 +1,1 @@
+"""How a program computes: the canonical decoder, graph programs, and bundle groups as layouts."""

@@ -1,0 +1,293 @@
+"""From the groups of a bundle to resident layouts, and the simplest source of weights.
+
+A group passes through two tiers: `fetch_group` brings its stored bytes into host memory, verified;
+`EncodedGroup.load` decodes them and packs each tensor into its layout on a device. `load_group` does
+both, one tensor at a time, so that only one tensor's compressed and decoded bytes exist at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from tersor.bundle.manifest import Manifest, TensorEntry
+from tersor.kernels.errors import LayoutError
+from tersor.kernels.layout import Layout, layouts
+from tersor.models.contracts import GroupWeights, WeightSource
+from tersor.models.errors import WeightError
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from tersor.bundle.phases import PhaseTimes
+    from tersor.bundle.reader import BundleReader, EncodedPlane
+
+Cancelled = Callable[[], bool]
+WeightShapes = Mapping[str, Mapping[str, tuple[int, ...]]]  # group -> tensor -> shape
+
+_TORCH_DTYPES: Mapping[str, torch.dtype] = {
+    "bool": torch.bool, "u8": torch.uint8, "i8": torch.int8,
+    "f8_e4m3": torch.float8_e4m3fn, "f8_e5m2": torch.float8_e5m2,
+    "u16": torch.uint16, "i16": torch.int16, "f16": torch.float16, "bf16": torch.bfloat16,
+    "u32": torch.uint32, "i32": torch.int32, "f32": torch.float32,
+    "u64": torch.uint64, "i64": torch.int64, "f64": torch.float64,
+}  # fmt: skip
+_DTYPE_NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in _TORCH_DTYPES.items()}
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The torch dtype of a manifest dtype name; `u4` is one symbol per uint8 in memory.
+
+    Raises:
+        WeightError: the name is unknown.
+    """
+    if name == "u4":
+        return torch.uint8
+    try:
+        return _TORCH_DTYPES[name]
+    except KeyError:
+        known = ", ".join(_TORCH_DTYPES)
+        raise WeightError(f"unknown dtype {name!r}; known are u4, {known}") from None
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The manifest name of a torch dtype, the inverse of `torch_dtype`.
+
+    Raises:
+        WeightError: a bundle cannot hold the dtype.
+    """
+    try:
+        return _DTYPE_NAMES[dtype]
+    except KeyError:
+        raise WeightError(f"a bundle cannot hold tensors of {dtype}") from None
+
+
+def load_group(
+    reader: BundleReader,
+    group: str,
+    device: torch.device,
+    *,
+    times: PhaseTimes | None = None,
+    cancelled: Cancelled | None = None,
+) -> GroupWeights:
+    """Reads, verifies, decodes and packs every tensor of `group` for `device`.
+
+    Args:
+        reader: the open bundle.
+        group: a group name of its manifest.
+        device: where the layouts become resident.
+        times: seconds are added by phase: `read`, `verify`, `decode` and `repack` (which includes
+            the transfer).
+        cancelled: polled between chunks; when it answers True, BundleCancelledError is raised.
+
+    Raises:
+        WeightError: unknown group, or a tensor whose planes do not make its layout.
+        BundleError: the bundle cannot be read, is damaged, or the read was cancelled.
+    """
+    weights: dict[str, Layout] = {}
+    for entry in _entries(reader.manifest, group):
+        planes = {
+            plane.name: reader.read_plane(plane, times=times, cancelled=cancelled)
+            for plane in _checked(entry).planes
+        }
+        weights[entry.name] = _pack(entry, planes, device, times)
+    return weights
+
+
+def fetch_group(
+    reader: BundleReader,
+    group: str,
+    *,
+    times: PhaseTimes | None = None,
+    cancelled: Cancelled | None = None,
+) -> EncodedGroup:
+    """Brings the stored bytes of `group` into host memory, verified but still compressed.
+
+    Raises:
+        WeightError: unknown group, or a tensor whose planes do not make its layout.
+        BundleError: the bundle cannot be read, is damaged, or the read was cancelled.
+    """
+    tensors = tuple(
+        EncodedTensor(
+            entry=_checked(entry),
+            planes=tuple(
+                reader.fetch_plane(plane, times=times, cancelled=cancelled)
+                for plane in entry.planes
+            ),
+        )
+        for entry in _entries(reader.manifest, group)
+    )
+    return EncodedGroup(name=group, tensors=tensors)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedTensor:
+    """One tensor in the host tier."""
+
+    entry: TensorEntry
+    planes: tuple[EncodedPlane, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedGroup:
+    """A group in the host tier: compressed and verified. Immutable, safe from many threads."""
+
+    name: str
+    tensors: tuple[EncodedTensor, ...]
+
+    @property
+    def stored_bytes(self) -> int:
+        """Host memory held by the compressed planes."""
+        return sum(plane.stored_bytes for tensor in self.tensors for plane in tensor.planes)
+
+    def load(
+        self,
+        device: torch.device,
+        *,
+        times: PhaseTimes | None = None,
+        cancelled: Cancelled | None = None,
+    ) -> GroupWeights:
+        """Decodes and packs for `device`; the group stays in the host tier.
+
+        Raises:
+            WeightError: planes do not make their layout.
+            BundleError: the stored bytes do not decode, or the load was cancelled.
+        """
+        weights: dict[str, Layout] = {}
+        for tensor in self.tensors:
+            planes = {
+                encoded.plane.name: encoded.decode(times=times, cancelled=cancelled)
+                for encoded in tensor.planes
+            }
+            weights[tensor.entry.name] = _pack(tensor.entry, planes, device, times)
+        return weights
+
+
+class ResidentWeights(WeightSource):
+    """All groups resident for good: for conversion, calibration, evaluation and tests."""
+
+    def __init__(self, groups: Mapping[str, GroupWeights]) -> None:
+        # One reusable context per group: a decoder acquires every group for every token.
+        self._contexts = {name: nullcontext(weights) for name, weights in groups.items()}
+
+    @classmethod
+    def from_bundle(
+        cls,
+        reader: BundleReader,
+        device: torch.device,
+        *,
+        times: PhaseTimes | None = None,
+        cancelled: Cancelled | None = None,
+    ) -> ResidentWeights:
+        """Loads every group of the bundle. Raises as `load_group`."""
+        return cls(
+            {
+                group.name: load_group(reader, group.name, device, times=times, cancelled=cancelled)
+                for group in reader.manifest.groups
+            }
+        )
+
+    @property
+    def resident_bytes(self) -> int:
+        """Device memory held by all groups."""
+        return sum(
+            layout.resident_bytes
+            for context in self._contexts.values()
+            for layout in context.enter_result.values()
+        )
+
+    def acquire(self, group: str) -> AbstractContextManager[GroupWeights]:
+        try:
+            return self._contexts[group]
+        except KeyError:
+            raise _unknown_group(group, self._contexts) from None
+
+
+def check_weights(manifest: Manifest, expected: WeightShapes) -> None:
+    """Holds a bundle's tensors against what its program needs, before any weight is read.
+
+    Raises:
+        WeightError: lists every missing, unknown, misplaced or mis-shaped tensor.
+    """
+    shapes = {entry.name: entry.shape for entry in manifest.tensors}
+    placed = {name: group.name for group in manifest.groups for name in group.tensors}
+    wanted = {name: group for group, tensors in expected.items() for name in tensors}
+    problems = [f"{name!r} is unknown" for name in shapes if name not in wanted]
+    for name, group in wanted.items():
+        shape = expected[group][name]
+        if name not in shapes:
+            problems.append(f"{name!r} {list(shape)} is missing")
+        elif shapes[name] != shape:
+            problems.append(f"{name!r} is {list(shapes[name])} instead of {list(shape)}")
+        elif placed.get(name) != group:
+            problems.append(f"{name!r} is in group {placed.get(name)!r} instead of {group!r}")
+    if problems:
+        raise WeightError(f"the bundle does not fit its program: {'; '.join(problems)}")
+
+
+def _entries(manifest: Manifest, group: str) -> list[TensorEntry]:
+    names = next((g.tensors for g in manifest.groups if g.name == group), None)
+    if names is None:
+        raise _unknown_group(group, (g.name for g in manifest.groups))
+    by_name = {entry.name: entry for entry in manifest.tensors}
+    missing = [name for name in names if name not in by_name]
+    if missing:
+        raise WeightError(f"group {group!r} names tensors the bundle lacks: {', '.join(missing)}")
+    return [by_name[name] for name in names]
+
+
+def _unknown_group(group: str, known: Iterable[str]) -> WeightError:
+    return WeightError(f"there is no weight group {group!r}; there are {', '.join(known)}")
+
+
+def _checked(entry: TensorEntry) -> TensorEntry:
+    """The entry, once its planes are those its layout is made of: nothing is read before that."""
+    try:
+        layout = layouts()[entry.layout]
+    except KeyError:
+        raise WeightError(
+            f"tensor {entry.name!r} is in layout {entry.layout!r}, which this build does not have; "
+            f"it has {', '.join(layouts())}"
+        ) from None
+    try:
+        specs = layout.plane_specs(entry.shape, torch_dtype(entry.dtype), entry.params)
+    except LayoutError as error:
+        raise WeightError(f"tensor {entry.name!r}: {error}") from error
+    expected = {name: (spec.dtype, tuple(spec.shape)) for name, spec in specs.items()}
+    found = {plane.name: (plane.dtype, plane.shape) for plane in entry.planes}
+    if found != expected:
+        raise WeightError(
+            f"tensor {entry.name!r} in layout {entry.layout!r} has planes {found}, "
+            f"expected {expected}"
+        )
+    return entry
+
+
+def _pack(
+    entry: TensorEntry,
+    planes: Mapping[str, np.ndarray],
+    device: torch.device,
+    times: PhaseTimes | None,
+) -> Layout:
+    with nullcontext() if times is None else times.measure("repack"):
+        tensors = {
+            plane.name: _as_tensor(planes[plane.name], torch_dtype(plane.dtype))
+            for plane in entry.planes
+        }
+        try:
+            return layouts()[entry.layout].from_planes(
+                tensors, entry.shape, torch_dtype(entry.dtype), entry.params, device
+            )
+        except LayoutError as error:
+            raise WeightError(f"tensor {entry.name!r}: {error}") from error
+
+
+def _as_tensor(array: np.ndarray, dtype: torch.dtype) -> Tensor:
+    """A tensor over the array's memory; bf16 and fp8 arrive as unsigned integers of their width."""
+    if not array.flags.writeable:  # torch tensors are writable, so read-only memory must be copied
+        array = array.copy()
+    tensor = torch.from_numpy(array)
+    return tensor if tensor.dtype == dtype else tensor.view(dtype)
