@@ -1,8 +1,8 @@
 """From the groups of a bundle to resident layouts, and the simplest source of weights.
 
 A group passes through two tiers: `fetch_group` brings its stored bytes into host memory, verified;
-`EncodedGroup.load` decodes them and packs each tensor into its layout on a device. `load_group` does
-both, one tensor at a time, so that only one tensor's compressed and decoded bytes exist at once.
+`EncodedGroup.load` decodes them and packs each tensor into its layout on a device. `load_group`
+does both, one tensor at a time, so that only one tensor's compressed and decoded bytes exist at once.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from tersor.bundle.manifest import Manifest, TensorEntry
+from tersor.bundle.program import UNUSED_GROUP
 from tersor.kernels.errors import LayoutError
 from tersor.kernels.layout import Layout, layouts
 from tersor.models.contracts import GroupWeights, WeightSource
 from tersor.models.errors import WeightError
-from torch import Tensor
 
 if TYPE_CHECKING:
     from tersor.bundle.phases import PhaseTimes
@@ -215,7 +217,11 @@ def check_weights(manifest: Manifest, expected: WeightShapes) -> None:
     shapes = {entry.name: entry.shape for entry in manifest.tensors}
     placed = {name: group.name for group in manifest.groups for name in group.tensors}
     wanted = {name: group for group, tensors in expected.items() for name in tensors}
-    problems = [f"{name!r} is unknown" for name in shapes if name not in wanted]
+    problems = [
+        f"{name!r} is unknown"
+        for name in shapes
+        if name not in wanted and placed.get(name) != UNUSED_GROUP
+    ]
     for name, group in wanted.items():
         shape = expected[group][name]
         if name not in shapes:
