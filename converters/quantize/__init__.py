@@ -1,0 +1,9 @@
+"""Quantizers: a float matrix becomes the planes of a compressed layout, data-free."""
+
+from __future__ import annotations
+
+from tersor.converters.quantize.base import Quantized
+from tersor.converters.quantize.int4 import quantize_int4
+from tersor.converters.quantize.int8 import quantize_int8
+
+__all__ = ["Quantized", "quantize_int4", "quantize_int8"]

@@ -1,0 +1,39 @@
+"""Plain round-to-nearest, readable and whole: what the searching quantizers must never lose to."""
+
+from __future__ import annotations
+
+import torch
+from tersor.converters.quantize.base import storable
+from torch import Tensor
+
+
+def round_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """weight [N, K] -> codes int8 [N, K], scales bf16 [N]: absmax of each row at 127."""
+    w = weight.to(torch.float32)
+    scales = storable(w.abs().amax(1) / 127)  # [N]
+    codes = (w / scales[:, None]).round().clamp(-127, 127)
+    return codes.to(torch.int8), scales.to(torch.bfloat16)
+
+
+def round_int4(weight: Tensor, group: int, *, symmetric: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """weight [N, K] -> codes uint8 [N, K], scales bf16 [N, G], zeros uint8 [N, G].
+
+    Asymmetric: [min, max] of each group, widened to hold 0, at codes 0..15. Symmetric: absmax at
+    7, zero point 8. `group` 0 is the whole row; the last group may be short.
+    """
+    w = weight.to(torch.float32)
+    spans = w.split(group or w.shape[1], dim=1)
+    codes, scales, zeros = zip(*(_round_group(span, symmetric) for span in spans), strict=True)
+    return torch.cat(codes, 1), torch.stack(scales, 1), torch.stack(zeros, 1)
+
+
+def _round_group(w: Tensor, symmetric: bool) -> tuple[Tensor, Tensor, Tensor]:  # noqa: FBT001
+    if symmetric:
+        scale = storable(w.abs().amax(1) / 7)
+        zero = torch.full_like(scale, 8)
+    else:
+        low, high = w.amin(1).clamp(max=0), w.amax(1).clamp(min=0)
+        scale = storable((high - low) / 15)
+        zero = (-low / scale).round().clamp(0, 15)
+    codes = ((w / scale[:, None]).round() + zero[:, None]).clamp(0, 15)
+    return codes.to(torch.uint8), scale.to(torch.bfloat16), zero.to(torch.uint8)
