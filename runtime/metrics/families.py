@@ -118,6 +118,11 @@ class GenerationFamilies(_Families):
         self.finished = self._counter(
             "generations_finished", "Generations that ended well.", "model", "reason"
         )
+        self.preemptions = self._counter(
+            "preemptions",
+            "Times a running request gave up its pages and was computed again.",
+            "model",
+        )
         self.kv_used = self._gauge(
             "kv_pages_used", "Key and value pages held by requests.", "model"
         )

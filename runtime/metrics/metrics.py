@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -45,8 +46,11 @@ class Metrics:
     Thread-safe.
     """
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(
+        self, registry: CollectorRegistry, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.registry = registry
+        self._clock = clock
         self._requests = RequestFamilies(registry)
         self._generation = GenerationFamilies(registry)
         self._graph = GraphFamilies(registry)
@@ -55,6 +59,7 @@ class Metrics:
         ProcessCollector(registry=registry)  # CPU, memory, file descriptors under standard names
         self._lock = threading.Lock()
         self._names: set[str] = set()
+        self._weight_views: dict[str, WeightMetrics] = {}
         self._rpcs: dict[tuple[str, str], RpcMetrics] = {}
 
     def process(self, *, version: str, torch: str, device: str, start: float) -> None:
@@ -91,15 +96,25 @@ class Metrics:
 
     def engine_observer(self, model: str) -> EngineMetrics:
         """The decoder engine's view."""
-        return EngineMetrics(self._requests, self._generation, model)
+        return EngineMetrics(
+            self._requests,
+            self._generation,
+            model,
+            since_wait=self.weight_observer(model).since_wait,
+        )
 
     def graph_observer(self, model: str) -> GraphMetrics:
         """The graph engine's view."""
         return GraphMetrics(self._requests, self._graph, model)
 
     def weight_observer(self, model: str) -> WeightMetrics:
-        """Residency's view."""
-        return WeightMetrics(self._weights, model)
+        """Residency's view: the same object for the same model."""
+        with self._lock:
+            view = self._weight_views.get(model)
+            if view is None:
+                view = WeightMetrics(self._weights, model, clock=self._clock)
+                self._weight_views[model] = view
+            return view
 
     def rpc(self, model: str, method: str) -> RpcMetrics:
         """The server's view of one method; `model` is "" for methods that concern none.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -48,7 +49,15 @@ class _Failures:
 class EngineMetrics:
     """What a decoder engine reports; implements `runtime.engine.observer.EngineObserver`."""
 
-    def __init__(self, requests: RequestFamilies, families: GenerationFamilies, model: str) -> None:
+    def __init__(
+        self,
+        requests: RequestFamilies,
+        families: GenerationFamilies,
+        model: str,
+        *,
+        since_wait: Callable[[], float],
+    ) -> None:
+        self._since_wait = since_wait
         self._failures = _Failures(requests, model)
         self._queue = requests.queue.labels(model)
         self._running = requests.running.labels(model)
@@ -68,6 +77,7 @@ class EngineMetrics:
         self._finished = {
             reason: families.finished.labels(model, reason.value) for reason in FinishReason
         }
+        self._preemptions = families.preemptions.labels(model)
         self._kv_used = families.kv_used.labels(model)
         self._kv_capacity = families.kv_capacity.labels(model)
         self._kv_usage = families.kv_usage.labels(model)
@@ -76,9 +86,13 @@ class EngineMetrics:
         """A request left the queue after `seconds`."""
         self._queue.observe(seconds)
 
-    def first_token(self, seconds: float, *, cold: bool = False) -> None:
-        """A request's first token came `seconds` after admission; `cold`: it waited for weights."""
-        self._first_token[cold].observe(seconds)
+    def first_token(self, seconds: float) -> None:
+        """A request's first token came `seconds` after it was submitted.
+
+        It is a cold one if the model stood still for weights within that time: a series of its own,
+        so that loading after a start or an eviction does not poison the latency objective.
+        """
+        self._first_token[self._since_wait() < seconds].observe(seconds)
 
     def inter_token(self, seconds: float) -> None:
         """Time between two tokens of one request."""
@@ -103,8 +117,16 @@ class EngineMetrics:
         self._request_generated_tokens.observe(usage.completion_tokens)
 
     def failed(self, reason: str) -> None:
-        """A request was refused or failed; `reason` is `ServingError.reason`."""
+        """An accepted request ended without an answer; `reason` is `ServingError.reason`."""
         self._failures.count(reason)
+
+    def rejected(self, reason: str) -> None:
+        """A request was refused at submission; `reason` is `ServingError.reason`."""
+        self._failures.count(reason)
+
+    def preempted(self) -> None:
+        """A running request gave up its pages to an older one."""
+        self._preemptions.inc()
 
     def kv_usage(self, used: int, total: int) -> None:
         """Pages held by requests, of all."""
@@ -153,7 +175,9 @@ class GraphMetrics:
 class WeightMetrics:
     """What residency reports of one model; implements `runtime.residency.WeightObserver`."""
 
-    def __init__(self, families: WeightFamilies, model: str) -> None:
+    def __init__(self, families: WeightFamilies, model: str, *, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._last_wait = -math.inf
         self._load = {step: families.load.labels(model, step) for step in LOAD_STEPS}
         self._phase = {phase: families.phase.labels(model, phase) for phase in LOAD_PHASES}
         self._wait = families.wait.labels(model)
@@ -179,6 +203,11 @@ class WeightMetrics:
     def waited(self, seconds: float) -> None:
         """A computation stood still for weights."""
         self._wait.observe(seconds)
+        self._last_wait = self._clock()
+
+    def since_wait(self) -> float:
+        """Seconds since a computation last stood still for weights; infinite if none ever did."""
+        return self._clock() - self._last_wait
 
     def read(self, stored_bytes: int) -> None:
         """Stored bytes came from disk."""
