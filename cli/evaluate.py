@@ -1,0 +1,43 @@
+"""`tersor eval`: what a bundle's compression cost, measured by running it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tersor.cli.console import print_json, print_pairs, to_json
+from tersor.cli.options import ActivationsOption, BundleArgument, DeviceOption, JsonOption
+
+
+def evaluate(
+    bundle: BundleArgument,
+    *,
+    text: Annotated[Path, typer.Option(help="UTF-8 text to measure on.")],
+    reference: Annotated[
+        Path | None, typer.Option(help="The original folder, or another bundle, to compare with.")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Stop after this many tokens of the text.")
+    ] = None,
+    device: DeviceOption = "cpu",
+    activations: ActivationsOption = "auto",
+    json: JsonOption = False,
+) -> None:
+    """Measure quality (bits per byte, KL divergence, top-1 agreement), speed and memory."""
+    from tersor.converters.certify import evaluate as run
+
+    report = run(
+        bundle,
+        text.read_text(encoding="utf-8"),
+        reference=reference,
+        device=device,
+        activations=activations,
+        max_tokens=max_tokens,
+    )
+    if json:
+        print_json(report)
+    else:
+        pairs = to_json(report)
+        print_pairs({k.replace("_", " "): v for k, v in pairs.items() if v is not None})

@@ -1,0 +1,48 @@
+"""One continuation computed in this process, by the very engine that serves."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from tersor.runtime.config import EngineConfig, ServerConfig
+from tersor.runtime.engine.types import Event, Failed, Finished, GenerationRequest, SamplingParams
+from tersor.runtime.errors import UnsupportedError
+from tersor.runtime.host import ModelHost, ServedDecoder
+from tersor.runtime.metrics import Metrics
+
+
+def stream(
+    bundle: Path, prompt: str, sampling: SamplingParams, device: str, activations: str
+) -> Iterator[str]:
+    """Text pieces of one continuation.
+
+    Raises:
+        BundleError: the bundle cannot be read.
+        UnsupportedError: it is not a decoder.
+        ServingError: the request cannot be served.
+    """
+    config = ServerConfig(
+        models=(bundle,),
+        device=device,
+        activations=activations,  # type: ignore[arg-type]  # ServerConfig checks the choice
+        engine=EngineConfig(max_batch_size=1),
+    )
+    host = ModelHost(config, Metrics(CollectorRegistry()))
+    try:
+        (model,) = host.models.values()
+        if not isinstance(model, ServedDecoder):
+            raise UnsupportedError(
+                f"{bundle} holds a graph, which has no text to continue; ask it through `tersor serve`"
+            )
+        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        model.engine.submit(GenerationRequest(prompt=prompt, sampling=sampling), events.put)
+        while not isinstance(event := events.get(), Finished):
+            if isinstance(event, Failed):
+                raise event.error
+            yield event.text
+    finally:
+        host.close(0.0)
