@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from tersor.models.contracts import AttentionState
 from torch import Tensor
+
+from tersor.models.contracts import AttentionState
 
 _FIRST_CAPACITY = 64  # tokens; the buffers double from there
 
@@ -46,7 +47,7 @@ class FullAttention(AttentionState):
 
     def _split(self, x: Tensor) -> Tensor:
         """[batch * length, heads, head_dim] -> [batch, heads, length, head_dim], a view."""
-        return x.unflatten(0, (self._batch, self._length)).transpose(1, 2)
+        return x.view(self._batch, self._length, *x.shape[1:]).transpose(1, 2)
 
 
 class GrowingCache(AttentionState):

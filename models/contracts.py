@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from tersor.kernels.layout import Layout
 from torch import Tensor
+
+from tersor.kernels.layout import Layout
 
 GroupWeights = Mapping[str, Layout]  # tensor name -> resident weight
 

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from tersor.bundle.program import EMBEDDING_GROUP, HEAD_GROUP, DecoderProgram, layer_group
 from tersor.kernels.layout import Layout
 from tersor.models.contracts import AttentionState, GroupWeights, WeightSource
 from tersor.models.errors import UnsupportedProgramError, WeightError
 from tersor.models.rotary import RotaryTable, Rotation
 from tersor.models.weights import WeightShapes
-from torch import Tensor
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -39,7 +40,8 @@ class _Weight:
             raise WeightError(f"weight {self.name!r} {list(self.shape)} is missing from its group")
         if layout.shape != self.shape:
             raise WeightError(
-                f"weight {self.name!r} is {list(layout.shape)}, the program needs {list(self.shape)}"
+                f"weight {self.name!r} is {list(layout.shape)}, "
+                f"the program needs {list(self.shape)}"
             )
         return layout
 
@@ -72,7 +74,9 @@ class _Layer:
 
 def decoder_weights(program: DecoderProgram) -> WeightShapes:
     """Every weight the program needs: group -> tensor name -> shape, groups in execution order."""
-    shapes = {EMBEDDING_GROUP: {"embedding": (program.vocab_size, program.hidden_size)}}
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {
+        EMBEDDING_GROUP: {"embedding": (program.vocab_size, program.hidden_size)}
+    }
     for index in range(program.num_layers):
         layer = _layer(program, index)
         shapes[layer.group] = {weight.name: weight.shape for weight in layer.weights}

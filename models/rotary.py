@@ -6,8 +6,9 @@ import math
 from typing import NamedTuple
 
 import torch
-from tersor.bundle.program import DecoderProgram, RopeScaling
 from torch import Tensor
+
+from tersor.bundle.program import DecoderProgram, RopeScaling
 
 _FIRST_POSITIONS = 256  # rows of the first table on a CPU; it doubles from there
 
@@ -65,7 +66,7 @@ class RotaryTable:
 
 
 def inverse_frequencies(program: DecoderProgram) -> Tensor:
-    """Radians per position of each pair, fp32 [head_dim / 2], with the program's scaling applied."""
+    """Radians per position of each pair, scaled: fp32 [head_dim / 2]."""
     exponents = torch.arange(0, program.head_dim, 2, dtype=torch.float32) / program.head_dim
     frequencies = 1.0 / (program.rope_theta**exponents)
     scaling = program.rope_scaling

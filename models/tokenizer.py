@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import tokenizers
+
 from tersor.models.errors import TokenizerError
 
 _REPLACEMENT = "\ufffd"  # what a decoder prints for bytes that are no character yet
-_MAX_PENDING_TOKENS = 3  # a UTF-8 character has 4 bytes: older tokens cannot wait for this one
+_MAX_UNFINISHED_BYTES = 3  # a UTF-8 character has at most 4
+_MAX_WINDOW_TOKENS = 24  # decoded for every token; only broken bytes ever fill it
 _PROMPT_WINDOWS = (6, 12, 24)  # tokens of the prompt a stream starts from
 
 
@@ -33,7 +35,7 @@ class Tokenizer:
         """
         try:
             return cls(tokenizers.Tokenizer.from_buffer(tokenizer_json))
-        except Exception as error:  # noqa: BLE001 - the library raises bare Exception
+        except Exception as error:
             raise TokenizerError(f"tokenizer.json cannot be read: {error}") from error
 
     def encode(self, text: str, *, special_tokens: bool) -> list[int]:
@@ -85,9 +87,9 @@ class StreamDecoder:
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
         self._dropped = tokenizer.special_ids if skip_special_tokens else frozenset[int]()
-        self._ids = self._context(prompt)  # context, then what is pending
-        self._read = len(self._ids)  # tokens of it whose text was returned
-        self._context_text = self._decode(self._ids)
+        self._ids = self._tail(prompt)  # the window: context, then tokens pending
+        self._context = len(self._ids)
+        self._returned = len(self._decode(self._ids))  # characters of the window's text
 
     def push(self, token_id: int) -> str:
         """Adds a token; returns the text that is complete with it, often "" inside a character."""
@@ -95,31 +97,47 @@ class StreamDecoder:
             return ""  # decoders never see skipped tokens, so neither does the window
         self._ids.append(token_id)
         text = self._decode(self._ids)
-        if not text.endswith(_REPLACEMENT):
-            return self._advance(text, len(self._ids))
-        if len(self._ids) - self._read > _MAX_PENDING_TOKENS:
-            # The oldest bytes are no character whatever follows; without this a model that emits
-            # nothing but broken bytes would be decoded in quadratic time.
-            read = len(self._ids) - _MAX_PENDING_TOKENS
-            return self._advance(self._decode(self._ids[:read]), read)
-        return ""
+        open_end = len(text) - len(text.rstrip(_REPLACEMENT))
+        if not open_end:
+            piece = text[self._returned :]
+            if piece:  # else the context must stay, or the next token would lose its space
+                self._move_window(self._context)
+            return piece
+        if len(self._ids) - self._context <= _MAX_UNFINISHED_BYTES:
+            return ""
+        # Bytes that are no character whatever follows must not be held for ever.
+        certain = len(text) - min(open_end, _MAX_UNFINISHED_BYTES)
+        piece = text[self._returned : certain]
+        self._returned = max(self._returned, certain)
+        if len(self._ids) > _MAX_WINDOW_TOKENS:
+            self._shorten_window(text)
+        return piece
 
     def flush(self) -> str:
         """What is still held back at the end of the sequence: an unfinished character."""
-        if self._read == len(self._ids):
-            return ""
-        return self._advance(self._decode(self._ids), len(self._ids))
+        text = self._decode(self._ids)
+        piece = text[self._returned :]
+        self._returned = max(self._returned, len(text))
+        return piece
 
-    def _advance(self, text: str, read: int) -> str:
-        """Returns what `text`, of the first `read` tokens, adds to the context's text."""
-        added = text[len(self._context_text) :]
-        if added:  # else the context must stay, or the next token would lose its space
-            del self._ids[: self._read]
-            self._read = read - self._read if read > self._read else 0
-            self._context_text = self._decode(self._ids[: self._read])
-        return added
+    def _move_window(self, start: int) -> None:
+        """Makes the tokens from `start`, all returned, the context of those to come."""
+        del self._ids[:start]
+        self._context = len(self._ids)
+        self._returned = len(self._decode(self._ids))
 
-    def _context(self, prompt: Sequence[int]) -> list[int]:
+    def _shorten_window(self, text: str) -> None:
+        """Drops old tokens where the text falls apart cleanly: broken bytes may never end."""
+        newest = len(self._ids) - _MAX_UNFINISHED_BYTES - 1
+        for start in range(newest, max(newest - 8, 0), -1):
+            left = self._decode(self._ids[:start])
+            if len(left) <= self._returned and left + self._decode(self._ids[start:]) == text:
+                del self._ids[:start]
+                self._context = 0
+                self._returned -= len(left)
+                return
+
+    def _tail(self, prompt: Sequence[int]) -> list[int]:
         """The shortest tail of the prompt that does not begin inside a character."""
         visible = [id_ for id_ in prompt[-64:] if id_ not in self._dropped]
         tail: list[int] = []

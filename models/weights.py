@@ -2,7 +2,7 @@
 
 A group passes through two tiers: `fetch_group` brings its stored bytes into host memory, verified;
 `EncodedGroup.load` decodes them and packs each tensor into its layout on a device. `load_group`
-does both, one tensor at a time, so that only one tensor's compressed and decoded bytes exist at once.
+does both, a tensor at a time, so that only one tensor exists compressed and decoded at once.
 """
 
 from __future__ import annotations

@@ -8,12 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tersor.bundle.program import DecoderProgram
-from tersor.kernels.dense import DenseLayout
-from tersor.models.cache import FullAttention, GrowingCache
-from tersor.models.decoder import DecoderModel, decoder_weights
-from tersor.models.errors import UnsupportedProgramError, WeightError
-from tersor.models.weights import ResidentWeights
 from tiny_models import (
     TINY,
     canonical_program,
@@ -23,6 +17,13 @@ from tiny_models import (
     tiny_model,
 )
 from torch import Tensor
+
+from tersor.bundle.program import DecoderProgram
+from tersor.kernels.dense import DenseLayout
+from tersor.models.cache import FullAttention, GrowingCache
+from tersor.models.decoder import DecoderModel, decoder_weights
+from tersor.models.errors import UnsupportedProgramError, WeightError
+from tersor.models.weights import ResidentWeights
 
 CPU = torch.device("cpu")
 

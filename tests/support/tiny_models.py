@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 import transformers
+from torch import Tensor
+
 from tersor.bundle.program import EMBEDDING_GROUP, HEAD_GROUP, DecoderProgram, RopeScaling
 from tersor.kernels.dense import DenseLayout
 from tersor.models.weights import ResidentWeights
-from torch import Tensor
 
 Groups = dict[str, dict[str, Tensor]]
 
@@ -23,7 +24,7 @@ _SIZES: Mapping[str, Any] = {
     "num_attention_heads": 6,
     "num_key_value_heads": 2,
     "max_position_embeddings": 128,
-    "initializer_range": 0.25,  # wide, so that logits differ enough for greedy text to mean something
+    "initializer_range": 0.25,  # wide, so that logits lie apart and greedy text means something
     "bos_token_id": 1,
     "eos_token_id": 2,
     "pad_token_id": 0,
