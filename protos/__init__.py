@@ -1,1 +1,1 @@
-"""Wire contracts: the .proto files and the stubs generated from them (`python protos/generate.py`)."""
+"""Wire contracts: the .proto files, and the stubs that `protos/generate.py` makes of them."""

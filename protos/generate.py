@@ -1,11 +1,11 @@
-"""Writes the Python stubs of every .proto beside it; `--check` only compares them with the committed ones.
+"""Writes the Python stubs of every .proto beside it; `--check` compares with the committed ones.
 
-The virtual path map `-I tersor/protos=<here>` makes the stubs import each other as `tersor.protos...`,
-as they are installed, with no rewriting of imports.
+The virtual path map `-I tersor/protos=<here>` makes the stubs import each other as they are
+installed, `tersor.protos...`, with no rewriting of imports.
 
-One rewriting there is: the package `inference` belongs to every server of the Open Inference Protocol,
-so its messages also come with clients (tritonclient, kserve). Two copies in protobuf's default pool
-are an import error in whichever comes second; ours therefore live in a pool of their own.
+One rewriting there is: the package `inference` belongs to every server of the Open Inference
+Protocol, so its messages also come with clients (tritonclient, kserve). Two copies in protobuf's
+default pool are an import error in whichever comes second; ours therefore live in one of their own.
 """
 
 from __future__ import annotations

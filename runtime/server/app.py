@@ -1,0 +1,65 @@
+"""Runs one server until a signal ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from typing import Final
+
+from prometheus_client import CollectorRegistry
+
+from tersor.runtime.config import ServerConfig
+from tersor.runtime.server.server import Server
+
+__all__ = ["Server", "serve"]
+
+STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
+
+def serve(
+    config: ServerConfig,
+    *,
+    registry: CollectorRegistry | None = None,
+    started: Callable[[Server], None] | None = None,
+) -> int:
+    """Serves until SIGTERM or SIGINT, drains, and returns the exit code 0.
+
+    A second signal ends the process at once, with 128 + its number.
+
+    Args:
+        config: the whole process.
+        registry: for the metrics; a new one if None.
+        started: called once every service is SERVING, for example to print the ports.
+
+    Raises:
+        AddressError: a port is in use or not ours to bind.
+        BundleError, ModelError, ServingError: a model cannot be served.
+    """
+    return asyncio.run(_serve(config, registry or CollectorRegistry(), started))
+
+
+async def _serve(
+    config: ServerConfig, registry: CollectorRegistry, started: Callable[[Server], None] | None
+) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in STOP_SIGNALS:
+        loop.add_signal_handler(number, _on_signal, stop, number)
+    server = Server(config, registry=registry)
+    starting = asyncio.create_task(server.start())
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+    await starting  # a signal during the start waits for it, so that nothing is left half open
+    if started is not None and not stop.is_set():
+        started(server)
+    await stopping
+    await server.drain_and_stop()
+    return 0
+
+
+def _on_signal(stop: asyncio.Event, number: signal.Signals) -> None:
+    if stop.is_set():
+        os._exit(128 + number)
+    stop.set()

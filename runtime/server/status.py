@@ -1,0 +1,57 @@
+"""The one place where an error becomes a gRPC status."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import grpc
+
+from tersor.runtime import errors
+
+RETRY_AFTER_KEY: Final = "retry-after-ms"  # trailing metadata of RESOURCE_EXHAUSTED
+
+STATUS_CODES: Final[Mapping[type[errors.ServingError], grpc.StatusCode]] = {
+    errors.InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.UnknownModelError: grpc.StatusCode.NOT_FOUND,
+    errors.UnsupportedError: grpc.StatusCode.UNIMPLEMENTED,
+    errors.OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.OutOfMemoryError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
+    errors.CancelledRequestError: grpc.StatusCode.CANCELLED,
+    errors.ShuttingDownError: grpc.StatusCode.UNAVAILABLE,
+    errors.ModelLoadError: grpc.StatusCode.UNAVAILABLE,
+    errors.InternalError: grpc.StatusCode.INTERNAL,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RpcStatus:
+    """How a failed call ends."""
+
+    code: grpc.StatusCode
+    message: str
+    trailing: tuple[tuple[str, str], ...] = ()
+
+
+def status_of(error: BaseException, log: logging.Logger) -> RpcStatus:
+    """The status of `error`; what is no ServingError is logged whole, its id goes to the client."""
+    for kind in type(error).__mro__:
+        code = STATUS_CODES.get(kind)
+        if code is not None:
+            return RpcStatus(code=code, message=str(error), trailing=_retry_hint(error))
+    identity = secrets.token_hex(4)
+    log.error("internal error %s", identity, exc_info=error)
+    return RpcStatus(
+        code=grpc.StatusCode.INTERNAL,
+        message=f"Internal error {identity}: the server's log has the details under this id.",
+    )
+
+
+def _retry_hint(error: BaseException) -> tuple[tuple[str, str], ...]:
+    if not isinstance(error, errors.OverloadedError):
+        return ()
+    return ((RETRY_AFTER_KEY, str(max(1, round(error.retry_after_seconds * 1000)))),)
