@@ -4,6 +4,7 @@ import statistics
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 from fake_groups import FakeSource, MakeResidency, RecordingObserver, until
@@ -11,8 +12,13 @@ from fake_groups import FakeSource, MakeResidency, RecordingObserver, until
 from tersor.bundle.errors import BundleCorruptError
 from tersor.models.errors import WeightError
 from tersor.runtime.errors import ConfigError, ModelLoadError, ShuttingDownError
+from tersor.runtime.residency import ModelWeights
 
 GROUPS = {f"g{i}": 100 for i in range(6)}
+
+
+def _resident(weights: ModelWeights, count: int) -> bool:
+    return weights.resident_groups >= count
 
 
 def test_a_group_is_loaded_on_first_use_and_stays(make_residency: MakeResidency) -> None:
@@ -84,7 +90,8 @@ def test_the_computation_never_waits_for_a_prefetched_group(
     weights = make_residency(prefetch=2).add("m", source, observer)
     for index in range(6):
         with weights.acquire(f"g{index}"):
-            until(lambda index=index: weights.resident_groups >= min(index + 3, 6))
+            ahead = min(index + 3, 6)
+            until(partial(_resident, weights, ahead))
     assert len(observer.waits) == 1
 
 
