@@ -1,0 +1,191 @@
+"""`tersor inspect`, `verify` and `extract`: looking into a bundle, checking it, taking it apart."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tersor.bundle.manifest import Manifest, TensorEntry
+from tersor.bundle.program import DecoderProgram
+from tersor.cli.console import Cell, error_line, print_json, print_pairs, print_table, to_json
+from tersor.cli.options import BundleArgument, JsonOption
+from tersor.cli.progress import ProgressBar
+from tersor.runtime.config import format_bytes
+
+BundlesArgument = Annotated[list[Path], typer.Argument(metavar="BUNDLE...", help="Bundles.")]
+
+
+def inspect(
+    bundle: BundleArgument,
+    *,
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Show what a bundle holds; reads no weights."""
+    from tersor.bundle.reader import BundleReader
+
+    with BundleReader.open(bundle) as reader:
+        manifest, file_bytes = reader.manifest, reader.file_bytes
+    if json:
+        print_json(_manifest_json(manifest, file_bytes))
+        return
+    print_pairs(_summary(manifest, file_bytes))
+    rows = _tensor_rows(manifest) if tensors else _layout_rows(manifest)
+    columns = ("tensor", "shape", "dtype", "layout", "stored", "bits/weight", "codecs")
+    print_table("", columns if tensors else ("layout", "tensors", "stored", "bits/weight"), rows)
+
+
+def verify(bundles: BundlesArgument, *, json: JsonOption = False) -> None:
+    """Check every checksum and digest; exit code 1 if anything is damaged."""
+    from tersor.bundle.errors import BundleError
+    from tersor.bundle.verify import VerifyReport
+    from tersor.bundle.verify import verify as run
+
+    reports: dict[str, VerifyReport | str] = {}
+    for path in bundles:
+        try:
+            reports[str(path)] = run(path)
+        except BundleError as error:
+            reports[str(path)] = str(error)
+    if json:
+        print_json({path: _verify_json(report) for path, report in reports.items()})
+    else:
+        for path, report in reports.items():
+            _print_verify(path, report)
+    if any(isinstance(report, str) or not report.ok for report in reports.values()):
+        raise typer.Exit(1)
+
+
+def extract(
+    bundle: BundleArgument,
+    *,
+    output: Annotated[Path, typer.Option(help="Folder to write; made if missing.")],
+    force: Annotated[bool, typer.Option("--force", help="Write into a folder with files.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Write the original tensors under their original names, and the carried files."""
+    from tersor.converters.extract import extract as run
+
+    with ProgressBar(visible=not json) as progress:
+        report = run(bundle, output, progress=progress, force=force)
+    if json:
+        print_json(report)
+        return
+    print_pairs(
+        {
+            "folder": str(output),
+            "tensors": report.tensors,
+            "weights": format_bytes(report.weights_bytes),
+            "exact": "bit for bit" if report.exact else "decoded from a compressed layout",
+        }
+    )
+
+
+def _summary(manifest: Manifest, file_bytes: int) -> dict[str, Cell]:
+    program = manifest.program
+    if isinstance(program, DecoderProgram):
+        kind = (
+            f"decoder ({program.family}, {program.num_layers} layers, hidden "
+            f"{program.hidden_size}, vocabulary {program.vocab_size}, context {program.max_context})"
+        )
+    else:
+        inputs = ", ".join(f"{spec.name} {spec.dtype}{list(spec.shape)}" for spec in program.inputs)
+        outputs = ", ".join(f"{s.name} {s.dtype}{list(s.shape)}" for s in program.outputs)
+        kind = f"graph ({inputs} -> {outputs})"
+    certificate = manifest.certificate or {}
+    return {
+        "program": kind,
+        "recipe": str(manifest.recipe.get("name", "")),
+        "file": format_bytes(file_bytes),
+        "weights": format_bytes(sum(plane.stored_bytes for plane in _stored_planes(manifest))),
+        "groups": len(manifest.groups),
+        "assets": ", ".join(asset.name for asset in manifest.assets),
+        "largest relative error": certificate.get("max_relative_error", "not measured"),
+        "digest": manifest.digest,
+        "producer": manifest.producer,
+    }
+
+
+def _stored_planes(manifest: Manifest) -> list[Any]:
+    """Every plane at rest once: duplicates share their chunks."""
+    from tersor.bundle.validate import stored_planes
+
+    return list(stored_planes(manifest))
+
+
+def _bits_per_weight(stored_bytes: int, tensors: list[TensorEntry]) -> float:
+    weights = 0
+    for tensor in tensors:
+        count = 1
+        for size in tensor.shape:
+            count *= size
+        weights += count
+    return 8 * stored_bytes / max(1, weights)
+
+
+def _stored_bytes(tensor: TensorEntry) -> int:
+    return sum(plane.stored_bytes for plane in tensor.planes)
+
+
+def _layout_rows(manifest: Manifest) -> list[tuple[Cell, ...]]:
+    rows: list[tuple[Cell, ...]] = []
+    for layout in sorted({tensor.layout for tensor in manifest.tensors}):
+        members = [tensor for tensor in manifest.tensors if tensor.layout == layout]
+        stored = sum(_stored_bytes(tensor) for tensor in members)
+        bits = _bits_per_weight(stored, members)
+        rows.append((layout, len(members), format_bytes(stored), round(bits, 3)))
+    return rows
+
+
+def _tensor_rows(manifest: Manifest) -> list[tuple[Cell, ...]]:
+    return [
+        (
+            tensor.name,
+            "x".join(map(str, tensor.shape)) or "scalar",
+            tensor.dtype,
+            tensor.layout,
+            format_bytes(_stored_bytes(tensor)),
+            round(_bits_per_weight(_stored_bytes(tensor), [tensor]), 3),
+            _codecs(tensor),
+        )
+        for tensor in manifest.tensors
+    ]
+
+
+def _codecs(tensor: TensorEntry) -> str:
+    """For example "codes: zstd; scales: raw, zstd"."""
+    parts = []
+    for plane in tensor.planes:
+        used = Counter(chunk.codec for stream in plane.streams for chunk in stream.chunks)
+        parts.append(f"{plane.name}: {', '.join(sorted(used))}")
+    return "; ".join(parts)
+
+
+def _manifest_json(manifest: Manifest, file_bytes: int) -> dict[str, Any]:
+    document: dict[str, Any] = to_json(manifest)
+    return {"file_bytes": file_bytes, **document}
+
+
+def _verify_json(report: Any) -> dict[str, Any]:
+    if isinstance(report, str):
+        return {"ok": False, "error": report}
+    return {"ok": report.ok, **to_json(report)}
+
+
+def _print_verify(path: str, report: Any) -> None:
+    if isinstance(report, str):
+        error_line(report)
+        return
+    if report.ok:
+        typer.echo(
+            f"{path}: ok ({report.planes} planes, {report.chunks} chunks, {report.assets} assets, "
+            f"{format_bytes(report.file_bytes)})"
+        )
+        return
+    error_line(f"{path}: {len(report.damages)} damaged")
+    for damage in report.damages:
+        where = f" (tensors {', '.join(damage.tensors)})" if damage.tensors else ""
+        error_line(f"{path}: {damage.message}{where}")
