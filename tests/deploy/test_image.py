@@ -158,24 +158,25 @@ class TestInstructions:
             assert "--constraint /constraints.txt" in command
 
 
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    source = tmp_path_factory.mktemp("source")
+    for instruction in stages()["wheel"].all("COPY"):
+        copy_context(instruction, source)
+    out = tmp_path_factory.mktemp("dist")
+    run = stages()["wheel"].last("RUN").text
+    assert run == "python -m pip wheel --no-deps --wheel-dir /dist ."
+    # The image fetches setuptools into an isolated build; here the installed one serves.
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps",
+               "--no-build-isolation", "--wheel-dir", str(out), "."]  # fmt: skip
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (built,) = out.glob("*.whl")
+    return built
+
+
 class TestBuildSteps:
     """What the stages `wheel` and `environment` do, without an engine and without a network."""
-
-    @pytest.fixture(scope="class")
-    def wheel(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        source = tmp_path_factory.mktemp("source")
-        for instruction in stages()["wheel"].all("COPY"):
-            copy_context(instruction, source)
-        out = tmp_path_factory.mktemp("dist")
-        run = stages()["wheel"].last("RUN").text
-        assert run == "python -m pip wheel --no-deps --wheel-dir /dist ."
-        # The image fetches setuptools into an isolated build; here the installed one serves.
-        command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps",
-                   "--no-build-isolation", "--wheel-dir", str(out), "."]  # fmt: skip
-        done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        (built,) = out.glob("*.whl")
-        return built
 
     def test_the_wheel_holds_every_package_and_data_file(self, wheel: Path) -> None:
         with zipfile.ZipFile(wheel) as archive:

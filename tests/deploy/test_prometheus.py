@@ -90,7 +90,8 @@ class TestRules:
 
     def test_every_alert_has_a_unit_test_that_fires_it_and_one_that_does_not(self) -> None:
         (document,) = documents(RULE_TESTS)
-        fires, quiet = set(), set()
+        fires: set[str] = set()
+        quiet: set[str] = set()
         for case in (case for test in document["tests"] for case in test["alert_rule_test"]):
             (fires if case.get("exp_alerts") else quiet).add(case["alertname"])
         names = {rule["alert"] for rule in alerts()}

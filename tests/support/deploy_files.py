@@ -25,7 +25,7 @@ class _UniqueKeys(yaml.SafeLoader):
     """PyYAML takes the last of two equal keys; Kubernetes and Prometheus refuse them."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         repeated = {key for key in keys if keys.count(key) > 1}
         if repeated:
             raise yaml.YAMLError(f"{node.start_mark}: repeated keys {sorted(repeated)}")
