@@ -16,7 +16,7 @@ from tersor.converters.progress import ByteMeter, Progress
 from tersor.converters.prune import prune_magnitude_, prune_pattern_
 from tersor.converters.quantize import Quantized, quantize_int4, quantize_int8
 from tersor.converters.recipe import PruneStep, QuantizeStep, Recipe
-from tersor.converters.report import ConvertReport, TensorReport, certificate
+from tersor.converters.report import ConvertReport, TensorReport, bits_per_weight, certificate
 from tersor.converters.sources import open_source
 from tersor.converters.sources.base import PlannedTensor, Source
 from tersor.converters.tensors import to_plane
@@ -73,10 +73,13 @@ def convert(
             manifest, reports = _write(source, out, recipe, codec, progress)
         except OSError as error:
             raise DestinationError(f"{out} cannot be written: {error.strerror}.") from error
+        bundle_bytes = out.stat().st_size
         return ConvertReport(
             bundle=out,
             source_bytes=source.files_bytes,
-            bundle_bytes=out.stat().st_size,
+            bundle_bytes=bundle_bytes,
+            ratio=bundle_bytes / max(1, source.files_bytes),
+            bits_per_weight=bits_per_weight(reports),
             digest=manifest.digest,
             recipe=recipe.name,
             tensors=reports,
@@ -151,7 +154,7 @@ def _pack(source: Source, tensor: PlannedTensor, recipe: Recipe) -> _Packed:
     return _Packed(
         layout=quantized.layout,
         params=quantized.params,
-        planes={k: PlaneData(dtype, to_plane(t)) for k, (dtype, t) in quantized.planes.items()},
+        planes={k: PlaneData(dtype=dtype, array=to_plane(t)) for k, (dtype, t) in quantized.planes.items()},
         squared_error=dropped + quantized.squared_error,
         energy=energy,
         zeros=zeros,
@@ -159,7 +162,7 @@ def _pack(source: Source, tensor: PlannedTensor, recipe: Recipe) -> _Packed:
 
 
 def _exact(tensor: PlannedTensor, value: Tensor) -> _Packed:
-    planes = {"values": PlaneData(tensor.dtype, to_plane(value))}
+    planes = {"values": PlaneData(dtype=tensor.dtype, array=to_plane(value))}
     return _Packed(
         layout="dense", params={}, planes=planes, squared_error=0.0, energy=0.0, zeros=None
     )

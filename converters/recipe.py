@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
-from importlib.resources import files
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +17,7 @@ from tersor.converters.errors import RecipeError
 from tersor.converters.recipe_file import parse_prune_argument, parse_recipe
 from tersor.converters.sources.base import Kind, PlannedTensor
 
+_FOLDER = Path(__file__).parent / "recipes"
 _SHIPPED = ("int4", "int8", "lossless")
 
 
@@ -121,7 +121,7 @@ def load_recipe(name_or_path: str, *, prune: str | None = None) -> Recipe:
         RecipeError: unknown name, unreadable file, or a key, type or value that is not allowed.
     """
     if name_or_path in _SHIPPED:
-        text = (files("tersor.converters") / "recipes" / f"{name_or_path}.toml").read_text("utf-8")
+        text = (_FOLDER / f"{name_or_path}.toml").read_text("utf-8")
         recipe = _build(name_or_path, parse_recipe(text, name_or_path))
     else:
         recipe = _load_file(name_or_path)

@@ -54,30 +54,23 @@ class ConvertReport:
     bundle_bytes: int  # the whole bundle, tokenizer and manifest included
     digest: str
     recipe: str
+    ratio: float  # bundle_bytes / source_bytes
+    bits_per_weight: float  # stored bits per weight over all tensors
     tensors: tuple[TensorReport, ...]
     elapsed_seconds: float
-
-    @property
-    def ratio(self) -> float:
-        """Bundle size over source size."""
-        return self.bundle_bytes / max(1, self.source_bytes)
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Stored bits per weight over all tensors."""
-        return _bits_per_weight(self.tensors)
 
 
 def certificate(tensors: Sequence[TensorReport]) -> Mapping[str, Any]:
     """The measured cost of a recipe, as the manifest keeps it."""
     return {
-        "bits_per_weight": round(_bits_per_weight(tensors), 4),
+        "bits_per_weight": round(bits_per_weight(tensors), 4),
         "weights_bytes": sum(tensor.stored_bytes for tensor in tensors),
         "max_relative_error": max((t.to_json()["relative_error"] for t in tensors), default=0.0),
         "tensors": [tensor.to_json() for tensor in tensors],
     }
 
 
-def _bits_per_weight(tensors: Sequence[TensorReport]) -> float:
+def bits_per_weight(tensors: Sequence[TensorReport]) -> float:
+    """Stored bits per weight over all tensors."""
     elements = sum(tensor.elements for tensor in tensors)
     return 8 * sum(tensor.stored_bytes for tensor in tensors) / max(1, elements)

@@ -36,7 +36,7 @@ _NAMES: Mapping[str, str] = {
 
 
 def folder_assets(folder: Path) -> tuple[SourceAsset, ...]:
-    """The known files of `folder` that exist, in a fixed order.
+    """The known files of `folder` that exist and are not empty, in a fixed order.
 
     Raises:
         SourceError: one cannot be read or is larger than any real one.
@@ -44,7 +44,7 @@ def folder_assets(folder: Path) -> tuple[SourceAsset, ...]:
     return tuple(
         SourceAsset(name=name, media_type=media_type, data=_read(folder / name))
         for name, media_type in _NAMES.items()
-        if (folder / name).is_file()
+        if (folder / name).is_file() and (folder / name).stat().st_size
     )
 
 

@@ -24,19 +24,18 @@ class JsonObject:
     @classmethod
     def load(cls, path: Path) -> JsonObject:
         """Reads `path`. Raises SourceError if it is missing, too big, or not a JSON object."""
-        try:
-            if path.stat().st_size > _MAX_JSON_BYTES:
-                raise SourceError(f"{path} is larger than {_MAX_JSON_BYTES >> 20} MiB.")
-            values = json.loads(path.read_bytes())
-        except FileNotFoundError as error:
-            raise SourceError(f"{path} does not exist.") from error
-        except OSError as error:
-            raise SourceError(f"{path} cannot be read: {error.strerror}.") from error
-        except (ValueError, RecursionError) as error:
-            raise SourceError(f"{path} is not valid JSON: {error}.") from error
+        values = _read(path)
         if not isinstance(values, dict):
             raise SourceError(f"{path} holds {_kind(values)}; expected an object.")
         return cls(path, values)
+
+    @classmethod
+    def load_list(cls, path: Path) -> list[JsonObject]:
+        """Reads a list of objects. Raises SourceError for anything else."""
+        values = _read(path)
+        if not isinstance(values, list) or not all(isinstance(item, dict) for item in values):
+            raise SourceError(f"{path} holds {_kind(values)}; expected a list of objects.")
+        return [cls(path, item, f"[{index}].") for index, item in enumerate(values)]
 
     def __contains__(self, key: str) -> bool:
         """Whether `key` is there with a value other than null."""
@@ -120,6 +119,19 @@ class JsonObject:
         shown = json.dumps(value)
         got = shown if len(shown) <= 60 else _kind(value)
         return SourceError(f"{self.path}: {self._prefix}{key} is {got}; expected {expected}.")
+
+
+def _read(path: Path) -> Any:
+    try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise SourceError(f"{path} is larger than {_MAX_JSON_BYTES >> 20} MiB.")
+        return json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise SourceError(f"{path} does not exist.") from error
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{path} is not valid JSON: {error}.") from error
 
 
 def _kind(value: Any) -> str:

@@ -1,0 +1,184 @@
+"""What a bundle's compression cost, measured by running the bundle itself."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tersor.bundle.errors import BundleNotFoundError
+from tersor.bundle.manifest import Manifest
+from tersor.bundle.program import UNUSED_GROUP, DecoderProgram
+from tersor.bundle.reader import BundleReader
+from tersor.converters.errors import EvaluationError
+from tersor.converters.pipeline import convert
+from tersor.converters.progress import Progress
+from tersor.converters.recipe import load_recipe
+from tersor.converters.tensors import tensor_bytes
+from tersor.models.activations import ActivationChoice, resolve_activations
+from tersor.models.weights import ResidentWeights, load_group
+
+_LOSSLESS = "lossless"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalReport:
+    """Measured quality, speed and size; None where a measure does not apply."""
+
+    kind: str  # "decoder" or "graph"
+    recipe: str
+    bundle_bytes: int
+    source_bytes: int  # of the tensors the bundle was made from
+    ratio: float  # bundle_bytes / source_bytes
+    resident_bytes: int  # weights in device memory
+    load_seconds: float  # from the path to all weights resident
+    tokens_per_second: float | None = None  # decoder: greedy generation of one sequence
+    scored_tokens_per_second: float | None = None  # decoder: whole windows at once
+    sentences_per_second: float | None = None  # graph: one sentence at a time
+    tokens: int | None = None  # scored
+    sentences: int | None = None  # compared
+    bits_per_byte: float | None = None
+    reference_bits_per_byte: float | None = None
+    kl_mean: float | None = None  # nats per token, reference || bundle
+    kl_p99: float | None = None
+    top1_agreement: float | None = None  # share of tokens with the same most likely successor
+    cosine_mean: float | None = None  # of sentence vectors with the reference's
+    cosine_min: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedBundle:
+    """A bundle with all its weights resident."""
+
+    reader: BundleReader
+    weights: ResidentWeights
+    load_seconds: float
+    device: torch.device
+    activations: torch.dtype
+
+    @property
+    def manifest(self) -> Manifest:
+        """The bundle's manifest."""
+        return self.reader.manifest
+
+    def tokenizer_json(self) -> bytes:
+        """The tokenizer. Raises EvaluationError if the bundle has none."""
+        try:
+            return self.reader.read_asset("tokenizer.json")
+        except BundleNotFoundError as error:
+            raise EvaluationError(
+                f"{self.reader.path} carries no tokenizer.json, so text cannot be measured on it."
+            ) from error
+
+
+def evaluate(
+    bundle: Path,
+    text: str,
+    *,
+    reference: Path | None = None,
+    device: str | torch.device = "cpu",
+    activations: ActivationChoice = "auto",
+    max_tokens: int | None = None,
+    progress: Progress | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> EvalReport:
+    """Runs `bundle` over `text` and compares it with `reference`.
+
+    A decoder scores the text in windows of 512 tokens; a graph with a text frontend embeds its
+    non-empty lines.
+
+    Args:
+        bundle: what to measure.
+        text: UTF-8 text that the model was not calibrated on.
+        reference: another bundle, or the folder it came from (converted losslessly into a temporary
+            file first); None leaves out KL divergence, top-1 agreement and cosines.
+        device: where to run.
+        activations: as in serving.
+        max_tokens: stop after this many tokens of the text (graph: of its sentences together).
+        progress: told of the reference's conversion, if one is needed.
+        clock: seconds.
+
+    Raises:
+        EvaluationError: the text is too short, or the two models cannot be compared.
+        BundleError: a bundle cannot be read.
+        ConvertError: `reference` is a folder that cannot be converted.
+    """
+    if max_tokens is not None and max_tokens < 2:
+        raise EvaluationError(f"max_tokens is {max_tokens}; expected at least 2.")
+    target = torch.device(device)
+    dtype = resolve_activations(activations, target)
+    with (
+        _loaded(bundle, target, dtype, clock) as subject,
+        _reference(reference, target, dtype, progress, clock) as baseline,
+    ):
+        decoder = isinstance(subject.manifest.program, DecoderProgram)
+        if baseline is not None and type(baseline.manifest.program) is not type(
+            subject.manifest.program
+        ):
+            raise EvaluationError(
+                f"{bundle} and {reference} hold different kinds of program; "
+                "compare a bundle with its own source."
+            )
+        report = _base_report(subject)
+        if decoder:
+            from tersor.converters.certify_decoder import score_decoder
+
+            return score_decoder(subject, baseline, text, max_tokens, report, clock)
+        from tersor.converters.certify_graph import score_graph
+
+        return score_graph(subject, baseline, text, max_tokens, report, clock)
+
+
+def _base_report(subject: LoadedBundle) -> EvalReport:
+    manifest = subject.manifest
+    source_bytes = sum(
+        tensor_bytes(source.dtype, source.shape)
+        for entry in manifest.tensors
+        for source in entry.sources
+    )
+    return EvalReport(
+        kind="decoder" if isinstance(manifest.program, DecoderProgram) else "graph",
+        recipe=str(manifest.recipe.get("name", "")),
+        bundle_bytes=subject.reader.file_bytes,
+        source_bytes=source_bytes,
+        ratio=subject.reader.file_bytes / max(1, source_bytes),
+        resident_bytes=subject.weights.resident_bytes,
+        load_seconds=subject.load_seconds,
+    )
+
+
+@contextmanager
+def _loaded(
+    path: Path, device: torch.device, activations: torch.dtype, clock: Callable[[], float]
+) -> Iterator[LoadedBundle]:
+    start = clock()
+    with BundleReader.open(path) as reader:
+        groups = [g.name for g in reader.manifest.groups if g.name != UNUSED_GROUP]
+        weights = ResidentWeights({name: load_group(reader, name, device) for name in groups})
+        yield LoadedBundle(reader, weights, clock() - start, device, activations)
+
+
+@contextmanager
+def _reference(
+    path: Path | None,
+    device: torch.device,
+    activations: torch.dtype,
+    progress: Progress | None,
+    clock: Callable[[], float],
+) -> Iterator[LoadedBundle | None]:
+    if path is None:
+        yield None
+    elif path.is_file() and path.suffix != ".pt2":
+        with _loaded(path, device, activations, clock) as loaded:
+            yield loaded
+    else:
+        with tempfile.TemporaryDirectory(prefix="tersor-") as folder:
+            out = Path(folder) / "reference.tersor"
+            # The file lives for seconds: decoding speed matters, its size does not.
+            convert(path, out, recipe=load_recipe(_LOSSLESS), codec="raw", progress=progress)
+            with _loaded(out, device, activations, clock) as loaded:
+                yield loaded

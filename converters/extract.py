@@ -1,0 +1,236 @@
+"""The way back: a bundle's weights as a checkpoint under their original names, and its files."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import torch
+from safetensors import SafetensorError, safe_open
+from tersor.bundle.errors import BundleFormatError
+from tersor.bundle.manifest import DTYPES, Manifest, SourceSlice, TensorEntry
+from tersor.bundle.reader import BundleReader
+from tersor.converters.errors import DestinationError
+from tersor.converters.progress import ByteMeter, Progress
+from tersor.converters.safetensors_file import FileTensor, SafetensorsFile
+from tersor.converters.sources.checkpoint import INDEX_FILE, SINGLE_FILE
+from tersor.converters.tensors import SAFETENSORS_NAMES, from_plane, tensor_bytes
+from tersor.kernels.layout import layouts
+from tersor.models.weights import torch_dtype
+from torch import Tensor
+
+_SHARD_BYTES = 5 << 30  # what the field's tools write; memory does not depend on it
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtractReport:
+    """What was written."""
+
+    output: Path
+    files: tuple[str, ...]
+    tensors: int
+    weights_bytes: int
+    exact: bool  # every weight is bit for bit that of the source
+    elapsed_seconds: float
+
+
+def extract(
+    bundle: Path,
+    output: Path,
+    *,
+    progress: Progress | None = None,
+    force: bool = False,
+    shard_bytes: int = _SHARD_BYTES,
+    clock: Callable[[], float] = time.perf_counter,
+) -> ExtractReport:
+    """Writes the original tensors under their original names, and the carried files.
+
+    Tensors of lossless bundles are bit for bit those of the source; compressed ones are decoded
+    and rounded to the source's dtype. Peak memory is a few times the largest tensor.
+
+    Args:
+        bundle: the bundle.
+        output: the folder to write, created if missing.
+        progress: told of every bundle tensor.
+        force: write even if `output` holds files.
+        shard_bytes: weights beyond this go into several files with an index.
+        clock: seconds, for the report's `elapsed_seconds`.
+
+    Raises:
+        BundleError: the bundle cannot be read, is damaged, or its manifest contradicts itself.
+        DestinationError: `output` holds files and `force` is not set, or cannot be written.
+    """
+    start = clock()
+    if output.exists() and (not output.is_dir() or any(output.iterdir())) and not force:
+        raise DestinationError(f"{output} is not an empty folder; choose another, or force.")
+    with BundleReader.open(bundle) as reader:
+        shards = _shards(reader.manifest, shard_bytes)
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            _write_assets(reader, output)
+            _write_weights(reader, output, shards, progress)
+        except OSError as error:
+            raise DestinationError(f"{output} cannot be written: {error}.") from error
+        pieces = [piece for shard in shards.values() for piece in shard]
+        return ExtractReport(
+            output=output,
+            files=(*(asset.name for asset in reader.manifest.assets), *shards),
+            tensors=len(pieces),
+            weights_bytes=sum(piece.tensor.num_bytes for piece in pieces),
+            exact=_is_exact(reader.manifest),
+            elapsed_seconds=clock() - start,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """One source tensor: where it lies in the bundle, and how it is written."""
+
+    entry: TensorEntry
+    start_row: int
+    source: SourceSlice
+    tensor: FileTensor
+
+
+def _pieces(manifest: Manifest) -> list[_Piece]:
+    """All source tensors, by element size and then in bundle order: every offset is aligned."""
+    pieces: list[_Piece] = []
+    for entry in manifest.tensors:
+        _check_sources(entry)
+        start = 0
+        for source in entry.sources:
+            names = (source.tensor, *entry.aliases)
+            for name in names:
+                tensor = FileTensor(
+                    name=name,
+                    dtype=SAFETENSORS_NAMES[source.dtype],
+                    shape=source.shape,
+                    num_bytes=tensor_bytes(source.dtype, source.shape),
+                )
+                pieces.append(_Piece(entry, start, source, tensor))
+            start += source.rows
+    seen: set[str] = set()
+    for piece in pieces:
+        if piece.tensor.name in seen:
+            raise BundleFormatError(f"two tensors come from {piece.tensor.name!r}; expected one.")
+        seen.add(piece.tensor.name)
+    return sorted(pieces, key=lambda piece: -DTYPES[piece.source.dtype])
+
+
+def _check_sources(entry: TensorEntry) -> None:
+    """The provenance is the bundle's claim: it has to cover the tensor exactly."""
+    rows = entry.shape[0] if entry.shape else 1
+    fits = all(
+        source.dtype in SAFETENSORS_NAMES
+        and source.rows == (source.shape[0] if source.shape else 1)
+        and source.shape[1:] == entry.shape[1:]
+        for source in entry.sources
+    )
+    whole = sum(source.rows for source in entry.sources) == rows
+    if not entry.sources or not fits or not whole or (entry.aliases and len(entry.sources) > 1):
+        raise BundleFormatError(
+            f"tensor {entry.name!r} does not say which source tensors it is made of; "
+            "the bundle cannot be extracted."
+        )
+
+
+def _shards(manifest: Manifest, shard_bytes: int) -> Mapping[str, Sequence[_Piece]]:
+    """File name -> its tensors; one file if they fit."""
+    shards: list[list[_Piece]] = [[]]
+    size = 0
+    for piece in _pieces(manifest):
+        if shards[-1] and size + piece.tensor.num_bytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(piece)
+        size += piece.tensor.num_bytes
+    if len(shards) == 1:
+        return {SINGLE_FILE: shards[0]}
+    count = len(shards)
+    return {
+        f"model-{index:05d}-of-{count:05d}.safetensors": shard
+        for index, shard in enumerate(shards, 1)
+    }
+
+
+def _write_weights(
+    reader: BundleReader,
+    output: Path,
+    shards: Mapping[str, Sequence[_Piece]],
+    progress: Progress | None,
+) -> None:
+    total = sum(piece.tensor.num_bytes for shard in shards.values() for piece in shard)
+    meter = ByteMeter(progress, total)
+    for name, shard in shards.items():
+        with SafetensorsFile(output / name, [piece.tensor for piece in shard]) as file:
+            value, held = None, None
+            for piece in shard:
+                meter.begin(piece.tensor.name)
+                if held is not piece.entry:  # the parts of a fused tensor follow each other
+                    value, held = _read(reader, piece.entry), piece.entry
+                assert value is not None
+                file.append(_cut(value, piece))
+                meter.finish(piece.tensor.name, piece.tensor.num_bytes)
+        _verify(output / name, shard)
+    (output / INDEX_FILE).unlink(missing_ok=True)
+    if len(shards) > 1:
+        weight_map = {
+            piece.tensor.name: name for name, shard in shards.items() for piece in shard
+        }
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (output / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+
+
+def _read(reader: BundleReader, entry: TensorEntry) -> Tensor:
+    """The whole tensor, dense, in its logical dtype."""
+    planes = {p.name: from_plane(reader.read_plane(p), p.dtype) for p in entry.planes}
+    layout = layouts().get(entry.layout)
+    if layout is None:
+        raise BundleFormatError(
+            f"tensor {entry.name!r} is in layout {entry.layout!r}, which this build does not have."
+        )
+    if entry.layout == "dense":  # any dtype and rank, untouched
+        return planes["values"]
+    dtype = torch_dtype(entry.dtype)
+    return layout.from_planes(planes, entry.shape, dtype, entry.params, _CPU).dense()
+
+
+def _cut(value: Tensor, piece: _Piece) -> Tensor:
+    part = value if not piece.source.shape else value[piece.start_row :][: piece.source.rows]
+    return part.to(torch_dtype(piece.source.dtype))
+
+
+def _verify(path: Path, shard: Sequence[_Piece]) -> None:
+    """Opens what was written with the safetensors library, as its next reader will."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = {
+                name: (file.get_slice(name).get_dtype(), tuple(file.get_slice(name).get_shape()))
+                for name in file.keys()  # noqa: SIM118 - the handle is no mapping
+            }
+    except SafetensorError as error:
+        raise DestinationError(f"{path} does not read back: {error}.") from error
+    if found != {piece.tensor.name: (piece.tensor.dtype, piece.tensor.shape) for piece in shard}:
+        raise DestinationError(f"{path} does not read back as it was written; check the disk.")
+
+
+def _write_assets(reader: BundleReader, output: Path) -> None:
+    for asset in reader.manifest.assets:
+        path = PurePosixPath(asset.name)
+        if path.is_absolute() or ".." in path.parts or "\\" in asset.name or not path.parts:
+            raise BundleFormatError(
+                f"asset {asset.name!r} would leave the output folder; the bundle is hostile."
+            )
+        target = output / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(reader.read_asset(asset.name))
+
+
+def _is_exact(manifest: Manifest) -> bool:
+    """Dense throughout and not pruned."""
+    dense = all(entry.layout == "dense" for entry in manifest.tensors)
+    return dense and not manifest.recipe.get("prune")

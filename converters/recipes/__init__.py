@@ -1,0 +1,1 @@
+"""The recipes that ship, as TOML files beside this one."""

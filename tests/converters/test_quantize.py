@@ -1,0 +1,116 @@
+"""Quantizers against plain round-to-nearest and against the layouts that will compute on them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tersor.converters.quantize import Quantized, quantize_int4, quantize_int8
+from tersor.converters.quantize.base import CHUNK_ELEMENTS
+from tersor.converters.quantize.reference import round_int4, round_int8
+from tersor.kernels.int4.reference import dequantize as dequantize_int4
+from tersor.kernels.int8.reference import dequantize as dequantize_int8
+from tersor.kernels.layout import layouts
+
+SHAPES = [(1, 1), (3, 31), (5, 32), (7, 33), (64, 129), (129, 256)]
+GROUPS = [(32, False), (32, True), (64, False), (0, False), (0, True)]
+
+
+def weight(shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Heavy tails and rows of very different size, as in trained models."""
+    generator = torch.Generator().manual_seed(shape[0] * 1000 + shape[1])
+    normal = torch.randn(shape, generator=generator)
+    rows = torch.rand((shape[0], 1), generator=generator) + 0.01
+    return (normal * normal.abs() * rows).to(dtype)
+
+
+def decode(quantized: Quantized) -> Tensor:
+    planes = {name: tensor for name, (_dtype, tensor) in quantized.planes.items()}
+    if quantized.layout == "int8":
+        return dequantize_int8(planes["codes"], planes["scales"])
+    group = int(quantized.params["group"])
+    return dequantize_int4(planes["codes"], planes["scales"], planes.get("zeros"), group)
+
+
+def row_errors(decoded: Tensor, w: Tensor) -> Tensor:
+    return (decoded - w.float()).double().square().sum(1)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_int8_never_loses_to_round_to_nearest(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    w = weight(shape, dtype)
+    ours = row_errors(decode(quantize_int8(w)), w)
+    plain = row_errors(dequantize_int8(*round_int8(w)), w)
+    assert (ours <= plain * (1 + 1e-6) + 1e-12).all()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("group", "symmetric"), GROUPS)
+def test_int4_never_loses_to_round_to_nearest(
+    shape: tuple[int, int], group: int, symmetric: bool
+) -> None:
+    w = weight(shape)
+    ours = decode(quantize_int4(w, group=group, symmetric=symmetric))
+    codes, scales, zeros = round_int4(w, group, symmetric=symmetric)
+    plain = dequantize_int4(codes, scales, zeros, group)
+    assert (row_errors(ours, w) <= row_errors(plain, w) * (1 + 1e-6) + 1e-12).all()
+
+
+def test_the_search_pays() -> None:
+    w = weight((256, 512))
+    ours = row_errors(decode(quantize_int4(w)), w).sum()
+    codes, scales, zeros = round_int4(w, 32, symmetric=False)
+    plain = row_errors(dequantize_int4(codes, scales, zeros, 32), w).sum()
+    assert ours < 0.97 * plain
+
+
+@pytest.mark.parametrize(("group", "symmetric"), GROUPS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_planes_are_those_of_the_layout(
+    shape: tuple[int, int], group: int, symmetric: bool
+) -> None:
+    w = weight(shape, torch.bfloat16)
+    for quantized in (quantize_int8(w), quantize_int4(w, group=group, symmetric=symmetric)):
+        layout = layouts()[quantized.layout]
+        specs = layout.plane_specs(shape, torch.bfloat16, quantized.params)
+        made = {name: (dtype, tuple(t.shape)) for name, (dtype, t) in quantized.planes.items()}
+        assert made == {name: (spec.dtype, tuple(spec.shape)) for name, spec in specs.items()}
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_zeros_stay_zero_and_the_reported_error_is_the_real_one(symmetric: bool) -> None:
+    w = weight((48, 100))
+    w[torch.rand(w.shape, generator=torch.Generator().manual_seed(1)) < 0.5] = 0
+    w[3] = 0
+    w[5, :32] = 0
+    w[7] = w[7].abs()
+    w[9] = -w[9].abs()
+    for quantized in (quantize_int8(w), quantize_int4(w, group=32, symmetric=symmetric)):
+        decoded = decode(quantized)
+        assert (decoded[w == 0] == 0).all()
+        expected = float(row_errors(decoded, w).sum())
+        assert quantized.squared_error == pytest.approx(expected, rel=1e-4)
+
+
+def test_extreme_weights_decode_to_finite_values() -> None:
+    w = torch.zeros((4, 64))
+    w[0, 0] = 1e-41  # a scale this small is zero in bf16
+    w[1] = 3e38
+    w[2, ::2] = -3e38
+    w[3] = 1e-30
+    for quantized in (quantize_int8(w), quantize_int4(w)):
+        decoded = decode(quantized)
+        assert decoded.isfinite().all()
+        assert torch.allclose(decoded[1], w[1], rtol=0.01)
+
+
+def test_chunks_do_not_change_the_result() -> None:
+    columns = 1024
+    rows = 2 * CHUNK_ELEMENTS // columns + 3
+    w = weight((rows, columns))
+    whole = quantize_int4(w)
+    part = quantize_int4(w[-3:])
+    for name in ("codes", "scales", "zeros"):
+        assert torch.equal(whole.planes[name][1][-3:], part.planes[name][1])
