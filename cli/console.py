@@ -26,7 +26,7 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(to_json(value), indent=2, ensure_ascii=False) + "\n")
 
 
-def to_json(value: Any) -> Any:  # noqa: PLR0911 - one return a kind of value
+def to_json(value: Any) -> Any:
     """Dataclasses, enums, paths and mappings as plain JSON values."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}

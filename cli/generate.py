@@ -15,7 +15,8 @@ from tersor.runtime.engine.types import SamplingParams
 
 def generate(
     bundle: Annotated[
-        str, typer.Argument(metavar="BUNDLE", help="A bundle; with --server, a served model's name.")
+        str,
+        typer.Argument(metavar="BUNDLE", help="A bundle; with --server, a model's name."),
     ],
     *,
     prompt: Annotated[str, typer.Option(help="The text to continue; - reads it from stdin.")],
@@ -28,7 +29,7 @@ def generate(
     presence_penalty: Annotated[float, typer.Option(help="Once per token used.")] = 0.0,
     frequency_penalty: Annotated[float, typer.Option(help="Per use of a token.")] = 0.0,
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="Stop before this text; repeatable.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop before this text.")] = None,
     server: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Ask this server instead.")
     ] = None,

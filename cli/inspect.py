@@ -89,7 +89,8 @@ def _summary(manifest: Manifest, file_bytes: int) -> dict[str, Cell]:
     if isinstance(program, DecoderProgram):
         kind = (
             f"decoder ({program.family}, {program.num_layers} layers, hidden "
-            f"{program.hidden_size}, vocabulary {program.vocab_size}, context {program.max_context})"
+            f"{program.hidden_size}, vocabulary {program.vocab_size}, "
+            f"context {program.max_context})"
         )
     else:
         inputs = ", ".join(f"{spec.name} {spec.dtype}{list(spec.shape)}" for spec in program.inputs)

@@ -36,7 +36,8 @@ def stream(
         (model,) = host.models.values()
         if not isinstance(model, ServedDecoder):
             raise UnsupportedError(
-                f"{bundle} holds a graph, which has no text to continue; ask it through `tersor serve`"
+                f"{bundle} holds a graph, which has no text to continue; "
+                "ask it through `tersor serve`"
             )
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         model.engine.submit(GenerationRequest(prompt=prompt, sampling=sampling), events.put)

@@ -25,9 +25,7 @@ def stream(server: str, model: str, prompt: str, sampling: SamplingParams) -> It
     Raises:
         RemoteError: the server cannot be reached, or refused the request (its own words).
     """
-    request = generation_pb2.GenerateRequest(
-        model=model, text=prompt, sampling=_to_proto(sampling)
-    )
+    request = generation_pb2.GenerateRequest(model=model, text=prompt, sampling=_to_proto(sampling))
     with grpc.insecure_channel(server) as channel:
         try:
             grpc.channel_ready_future(channel).result(timeout=CONNECT_SECONDS)

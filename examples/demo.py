@@ -61,7 +61,9 @@ def convert_all() -> None:
     for source, name, recipe in sources:
         start = time.perf_counter()
         report = json.loads(
-            tersor("convert", str(source), str(OUT / f"{name}.tersor"), "--recipe", recipe, "--json")
+            tersor(
+                "convert", str(source), str(OUT / f"{name}.tersor"), "--recipe", recipe, "--json"
+            )
         )
         print(
             f"  {name:<14} {report['source_bytes'] / 1e6:6.1f} MB -> "
@@ -146,9 +148,7 @@ def stream_completion(channel: grpc.Channel) -> None:
 def embed(channel: grpc.Channel) -> None:
     """Sentence vectors over the Open Inference Protocol, from raw text."""
     say("Sentence vectors by minilm-int8")
-    data = b"".join(
-        len(text.encode()).to_bytes(4, "little") + text.encode() for text in SENTENCES
-    )
+    data = b"".join(len(text.encode()).to_bytes(4, "little") + text.encode() for text in SENTENCES)
     request = grpc_service_pb2.ModelInferRequest(
         model_name="minilm-int8",
         inputs=[
@@ -157,9 +157,7 @@ def embed(channel: grpc.Channel) -> None:
             )
         ],
         outputs=[
-            grpc_service_pb2.ModelInferRequest.InferRequestedOutputTensor(
-                name="sentence_embedding"
-            )
+            grpc_service_pb2.ModelInferRequest.InferRequestedOutputTensor(name="sentence_embedding")
         ],
         raw_input_contents=[data],
     )
@@ -175,7 +173,12 @@ def print_moved(before: dict[str, float], after: dict[str, float]) -> None:
     say("Metrics that moved")
     for name, value in sorted(after.items()):
         moved = value - before.get(name, 0.0)
-        if name.startswith("tersor_") and "_bucket" not in name and "_created" not in name and moved:
+        if (
+            name.startswith("tersor_")
+            and "_bucket" not in name
+            and "_created" not in name
+            and moved
+        ):
             print(f"  {name} {moved:+.6g}")
 
 
