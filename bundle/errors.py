@@ -1,11 +1,12 @@
 """Everything that can be wrong with a bundle, in one tree.
 
 BundleError
-├── BundleFormatError         bytes that are not a valid bundle (magic, version, structure, manifest)
+├── BundleFormatError         not a valid bundle (magic, version, structure, manifest)
 │   └── BundleTruncatedError  the file ends before its declared length
-├── BundleCorruptError        valid structure, damaged content (a checksum or digest does not match)
+├── BundleCorruptError        valid structure, damaged content (a checksum does not match)
 ├── BundleLimitError          a declared size exceeds a cap of this build
 ├── BundleNotFoundError       no such file, tensor, plane or asset
+├── BundleReadError           the operating system cannot read the file, or the reader is closed
 ├── BundleWriteError          the writer was misused, or the destination cannot be written
 └── BundleCancelledError      the caller cancelled a read
 """
@@ -33,6 +34,10 @@ class BundleLimitError(BundleError):
 
 class BundleNotFoundError(BundleError):
     """There is no such file, tensor, plane or asset."""
+
+
+class BundleReadError(BundleError):
+    """The operating system cannot read the file, or the reader is closed."""
 
 
 class BundleWriteError(BundleError):

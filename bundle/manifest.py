@@ -1,8 +1,8 @@
 """What a bundle holds, as frozen metadata: tensors, planes, streams, chunks, groups and assets.
 
-A tensor is resident in a *layout* made of *planes*. A plane at rest is a row-major array of symbols;
-its *filter* splits every row block into byte *streams* (for floats: exponents apart from sign and
-mantissa), and each stream's block is one *chunk* with its own codec and checksum.
+A tensor is resident in a *layout* made of *planes*. A plane at rest is a row-major array of
+symbols; its *filter* splits every row block into byte *streams* (for floats: exponents apart from
+sign and mantissa), and each stream's block is one *chunk* with its own codec and checksum.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class SourceSlice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorEntry:
-    """A logical weight: its shape and dtype, the layout it is computed in, and where it came from."""
+    """A logical weight: shape and dtype, the layout it is computed in, where it came from."""
 
     name: str
     shape: tuple[int, ...]

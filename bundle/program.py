@@ -5,13 +5,13 @@ is any `torch.export` program. Weight names of the canonical decoder (shapes in 
 
     embedding                 [vocab_size, hidden_size]
     layers.{i}.attention_norm [hidden_size]
-    layers.{i}.qkv            [(num_heads + 2 * num_kv_heads) * head_dim, hidden_size]   q, k, v rows
+    layers.{i}.qkv            [(num_heads + 2 * num_kv_heads) * head_dim, hidden_size]  q, k, v rows
     layers.{i}.qkv_bias       [(num_heads + 2 * num_kv_heads) * head_dim]                if qkv_bias
     layers.{i}.q_norm, k_norm [head_dim]                                                 if qk_norm
     layers.{i}.o              [hidden_size, num_heads * head_dim]
     layers.{i}.o_bias         [hidden_size]                                              if o_bias
     layers.{i}.mlp_norm       [hidden_size]
-    layers.{i}.gate_up        [2 * intermediate_size, hidden_size]                       gate, up rows
+    layers.{i}.gate_up        [2 * intermediate_size, hidden_size]                     gate, up rows
     layers.{i}.gate_up_bias   [2 * intermediate_size]                                    if mlp_bias
     layers.{i}.down           [hidden_size, intermediate_size]
     layers.{i}.down_bias      [hidden_size]                                              if mlp_bias
@@ -19,8 +19,9 @@ is any `torch.export` program. Weight names of the canonical decoder (shapes in 
     head                      [vocab_size, hidden_size]                      unless tie_embeddings
 
 Groups in execution order: `embedding`, `layers.0` … `layers.{n-1}`, `head` (final_norm and head).
-A bundle of either kind may end with the group `unused`: tensors of the source that its program never
-reads (buffers, a pooler), kept so that the source can be given back whole. It is never loaded to run.
+A bundle of either kind may end with the group `unused`: tensors of the source that its program
+never reads (buffers, a pooler), kept so that the source can be given back whole. It is never loaded
+to run.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextFrontend:
-    """How a `text` input becomes a graph's tensors: the bundle's tokenizer.json, padded per batch."""
+    """How a `text` input becomes a graph's tensors: by tokenizer.json, padded per batch."""
 
     input_ids: str
     attention_mask: str | None = None
@@ -107,7 +108,7 @@ class TextFrontend:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphProgram:
-    """An exported program: its JSON is the asset `graph_asset`, its weights are the bundle's tensors."""
+    """An exported program: its JSON is the asset `graph_asset`, its weights are the tensors."""
 
     graph_asset: str
     schema_version: tuple[int, int]  # of the torch.export JSON

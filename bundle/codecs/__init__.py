@@ -1,0 +1,40 @@
+"""The codecs by name.
+
+A new codec is one module with one class, added to `default_codecs`; the manifest names it on each
+chunk, so the format itself does not change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tersor.bundle.codecs.base import Codec, Encoder
+from tersor.bundle.codecs.lz4 import Lz4Codec
+from tersor.bundle.codecs.raw import RawCodec
+from tersor.bundle.codecs.zstd import ZstdCodec
+
+AUTO = "auto"
+
+# Ordered by speed of decoding: of two equally small encodings the earlier codec is kept.
+_CODECS: tuple[type[Codec], ...] = (RawCodec, Lz4Codec, ZstdCodec)
+
+CODEC_NAMES: tuple[str, ...] = tuple(codec.name for codec in _CODECS)
+MAX_RATIOS: Mapping[str, int] = {codec.name: codec.max_ratio for codec in _CODECS}
+
+
+def default_codecs() -> Mapping[str, Codec]:
+    """A new instance of every codec by name; the caller owns their per-thread contexts."""
+    return {codec.name: codec() for codec in _CODECS}
+
+
+__all__ = [
+    "AUTO",
+    "CODEC_NAMES",
+    "MAX_RATIOS",
+    "Codec",
+    "Encoder",
+    "Lz4Codec",
+    "RawCodec",
+    "ZstdCodec",
+    "default_codecs",
+]

@@ -1,0 +1,147 @@
+"""From stored bytes to arrays: the part of reading that needs no file."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from tersor.bundle.codecs import Codec
+from tersor.bundle.digests import checksum
+from tersor.bundle.dtypes import SYMBOL_LIMITS, AnyArray, ByteArray, Geometry, numpy_dtype
+from tersor.bundle.errors import BundleCancelledError, BundleCorruptError
+from tersor.bundle.filters import FILTERS, check_symbols
+from tersor.bundle.manifest import Chunk, Plane, Stream
+
+Cancelled = Callable[[], bool]
+
+
+class Workers:
+    """A small pool of threads, started at its first use.
+
+    Tasks never submit tasks, so waiting for them cannot deadlock. After `close` they run in the
+    caller's thread.
+    """
+
+    def __init__(self, threads: int, name: str) -> None:
+        self._threads = threads
+        self._name = name
+        self._pool: ThreadPoolExecutor | None = None
+        self._closed = False
+        self._lock = threading.Lock()
+
+    def run(self, tasks: Sequence[Callable[[], None]], cancelled: Cancelled | None) -> None:
+        """Runs all tasks; returns or raises only when none of them runs any more.
+
+        Raises:
+            BundleCancelledError: `cancelled()` was true before a task began.
+            BundleError: the first error of a task, in the tasks' order.
+        """
+        stop = threading.Event()
+
+        def guarded(task: Callable[[], None]) -> None:
+            if stop.is_set():
+                return
+            try:
+                check_cancelled(cancelled)
+                task()
+            except BaseException:
+                stop.set()
+                raise
+
+        futures: list[Future[None]] = []
+        if self._threads > 1 and len(tasks) > 1:
+            with self._lock:
+                # Submitted under the lock, so that `close` cannot come in between.
+                if not self._closed:
+                    self._pool = self._pool or ThreadPoolExecutor(self._threads, self._name)
+                    futures = [self._pool.submit(guarded, task) for task in tasks]
+        if not futures:
+            for task in tasks:
+                guarded(task)
+            return
+        errors = [future.exception() for future in futures]
+        for error in errors:
+            if error is not None:
+                raise error
+
+    def close(self) -> None:
+        """Ends the threads after their tasks. May be called twice."""
+        with self._lock:
+            self._closed = True
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=True)
+
+
+def default_threads() -> int:
+    """Threads for reading and writing: the processors this process may use, at most four."""
+    return max(1, min(4, len(os.sched_getaffinity(0))))
+
+
+def check_cancelled(cancelled: Cancelled | None) -> None:
+    """Raises BundleCancelledError if the caller has cancelled."""
+    if cancelled is not None and cancelled():
+        raise BundleCancelledError("the read was cancelled")
+
+
+def verify_chunk(stored: ByteArray, chunk: Chunk, describe: Callable[[], str]) -> None:
+    """Raises BundleCorruptError unless the stored bytes have the chunk's checksum."""
+    got = checksum(stored.data)
+    if got != chunk.checksum:
+        raise BundleCorruptError(
+            f"{describe()} is damaged: {chunk.stored_bytes} bytes at offset {chunk.offset} have the "
+            f"xxh3 {got:016x}, expected {chunk.checksum:016x}; copy the bundle again"
+        )
+
+
+def describe_chunk(plane: Plane, stream: Stream, index: int) -> str:
+    """How messages call a chunk."""
+    return f"chunk {index} of stream {stream.name!r} of plane {plane.name!r}"
+
+
+class BlockDecoder:
+    """Decodes the blocks of one plane: chunk i of every stream, joined into rows."""
+
+    def __init__(self, plane: Plane, codecs: Mapping[str, Codec]) -> None:
+        self.plane = plane
+        self.geometry = Geometry.of_plane(plane)
+        self._codecs = codecs
+        self._filter = FILTERS[plane.filter]
+        self._limit = SYMBOL_LIMITS.get(plane.dtype)
+
+    def new_block(self, index: int) -> AnyArray:
+        """An uninitialised block for `decode`, one-dimensional."""
+        return np.empty(self.geometry.symbols(index), numpy_dtype(self.plane.dtype))
+
+    def decode(self, index: int, stored: Sequence[ByteArray], out: AnyArray) -> None:
+        """Decodes block `index` from each stream's stored bytes into one-dimensional `out`.
+
+        Raises:
+            BundleCorruptError: the bytes do not decode to what the manifest declares.
+        """
+        try:
+            if self._filter.identity:
+                chunk = self.plane.streams[0].chunks[index]
+                self._codecs[chunk.codec].decode_into(stored[0], out.view(np.uint8))
+            else:
+                chunks = (stream.chunks[index] for stream in self.plane.streams)
+                streams = [
+                    self._codecs[chunk.codec].decode(data, chunk.raw_bytes)
+                    for chunk, data in zip(chunks, stored, strict=True)
+                ]
+                self._filter.join(self.plane.dtype, streams, out)
+            self.check(out)
+        except BundleCorruptError as error:
+            raise BundleCorruptError(
+                f"block {index} of plane {self.plane.name!r} is damaged: {error}"
+            ) from error
+
+    def check(self, block: AnyArray) -> None:
+        """Raises BundleCorruptError if symbols exceed the plane's dtype."""
+        # Nibbles cannot hold more than 15 by construction.
+        if self._limit is not None and self.plane.filter == "none":
+            check_symbols(block, self._limit)

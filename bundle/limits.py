@@ -1,0 +1,41 @@
+"""Caps of format version 1, checked before anything is allocated.
+
+Each is far above any real model and low enough that a hostile file cannot exhaust a machine by
+merely being opened. `docs/format.md` lists them; raising one is a compatible change.
+"""
+
+# Alignment of each plane's first chunk: a page and a direct-I/O block.
+PLANE_ALIGNMENT = 4096
+
+# Raw bytes a writer aims for in one chunk: large enough that its 100-byte manifest entry is noise,
+# small enough that a plane of a few MiB already decodes in parallel.
+TARGET_CHUNK_RAW_BYTES = 1 << 20
+
+MAX_FILE_BYTES = 1 << 48
+MAX_MANIFEST_STORED_BYTES = 1 << 26
+MAX_MANIFEST_RAW_BYTES = 1 << 27
+# JSON values in a manifest: parsed objects take up to 30 times their text, so that bytes alone do
+# not bound memory.
+MAX_MANIFEST_VALUES = 1 << 23
+MAX_JSON_DEPTH = 32
+MAX_JSON_INTEGER = 1 << 63
+
+MAX_TENSORS = 1 << 20
+MAX_PLANES_PER_TENSOR = 16
+MAX_STREAMS_PER_PLANE = 16
+MAX_CHUNKS_PER_STREAM = 1 << 20
+MAX_GROUPS = 1 << 16
+MAX_ASSETS = 1 << 12
+MAX_SOURCES_PER_TENSOR = 1 << 12
+MAX_ALIASES_PER_TENSOR = 1 << 8
+MAX_PARAMS_PER_TENSOR = 1 << 8
+MAX_GRAPH_TENSORS = 1 << 10
+
+MAX_RANK = 16
+MAX_DIMENSION = 1 << 40
+MAX_PLANE_RAW_BYTES = 1 << 38
+MAX_CHUNK_RAW_BYTES = 1 << 30  # one row is never split, so this is also the widest row
+MAX_ASSET_RAW_BYTES = 1 << 28
+
+MAX_NAME_BYTES = 512
+MAX_STRING_BYTES = 1 << 16

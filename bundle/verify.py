@@ -1,0 +1,237 @@
+"""Checking a whole bundle: every stored byte, every decoded plane, every digest."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import cast
+
+import numpy as np
+from blake3 import blake3
+
+from tersor.bundle.bundle_file import BundleFile
+from tersor.bundle.codecs import Codec, ZstdCodec, default_codecs
+from tersor.bundle.container import HEADER_BYTES
+from tersor.bundle.decoding import BlockDecoder, describe_chunk, verify_chunk
+from tersor.bundle.digests import content_digest, digest_bytes
+from tersor.bundle.dtypes import ByteArray
+from tersor.bundle.errors import BundleCorruptError, BundleError
+from tersor.bundle.manifest import Asset, Manifest, Plane, Stream
+from tersor.bundle.reader import read_manifest
+from tersor.bundle.validate import PlaneKey, plane_key, stored_planes
+
+Progress = Callable[[int, int], None]  # bytes checked, bytes in all
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Damage:
+    """One thing that is wrong, and what depends on it."""
+
+    kind: str  # "chunk", "plane", "asset", "padding" or "digest"
+    message: str
+    tensors: tuple[str, ...] = ()  # all tensors that use the damaged plane
+    plane: str | None = None
+    stream: str | None = None
+    chunk: int | None = None
+    asset: str | None = None
+    offset: int | None = None  # in the file
+    stored_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyReport:
+    """What was checked, and what is damaged."""
+
+    file_bytes: int
+    planes: int  # planes at rest: a shared plane counts once
+    chunks: int
+    assets: int
+    damages: tuple[Damage, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every byte is what it was when the bundle was written."""
+        return not self.damages
+
+
+def verify(path: str | os.PathLike[str], *, progress: Progress | None = None) -> VerifyReport:
+    """Reads and decodes a whole bundle, one block in memory at a time.
+
+    Args:
+        path: the bundle.
+        progress: called with the bytes checked so far and the bytes in all.
+
+    Returns:
+        A report that lists each damaged chunk, plane and asset.
+
+    Raises:
+        BundleError: the file cannot be opened as a bundle (its header, manifest or footer is
+            damaged or missing), so there is nothing to list the damage by; or it cannot be read.
+    """
+    file = BundleFile(path)
+    try:
+        codecs = default_codecs()
+        manifest = read_manifest(file, cast(ZstdCodec, codecs["zstd"]))
+        with file.using():
+            return _Verification(file, manifest, codecs, progress).run()
+    except BundleError as error:
+        raise type(error)(f"{file.path}: {error}") from error
+    finally:
+        file.close()
+
+
+class _Verification:
+    """One pass over a file from its header to its manifest."""
+
+    def __init__(
+        self,
+        file: BundleFile,
+        manifest: Manifest,
+        codecs: Mapping[str, Codec],
+        progress: Progress | None,
+    ) -> None:
+        self._file = file
+        self._manifest = manifest
+        self._codecs = codecs
+        self._progress = progress
+        self._damages: list[Damage] = []
+        self._chunks = 0
+        self._checked = HEADER_BYTES  # everything before this offset was looked at
+
+    def run(self) -> VerifyReport:
+        """Checks everything; the file must be kept open meanwhile."""
+        users: dict[PlaneKey, list[str]] = {}
+        for tensor in self._manifest.tensors:
+            for plane in tensor.planes:
+                users.setdefault(plane_key(plane), []).append(tensor.name)
+        for plane in stored_planes(self._manifest):
+            self._check_plane(plane, tuple(dict.fromkeys(users[plane_key(plane)])))
+        assets = [self._check_asset(asset) for asset in self._manifest.assets]
+        if not self._damages:
+            self._check_whole(assets)
+        return VerifyReport(
+            file_bytes=self._file.size,
+            planes=len(users),
+            chunks=self._chunks,
+            assets=len(assets),
+            damages=tuple(self._damages),
+        )
+
+    def _check_plane(self, plane: Plane, tensors: tuple[str, ...]) -> None:
+        decoder = BlockDecoder(plane, self._codecs)
+        hasher = blake3()
+        before = len(self._damages)
+        for index in range(decoder.geometry.num_chunks):
+            chunks = [stream.chunks[index] for stream in plane.streams]
+            if index == 0:
+                self._check_padding(chunks[0].offset, plane, tensors)
+            damaged = len(self._damages)
+            stored = [self._check_chunk(plane, stream, index, tensors) for stream in plane.streams]
+            if len(self._damages) > damaged:
+                continue
+            block = decoder.new_block(index)
+            try:
+                decoder.decode(index, stored, block)
+            except BundleCorruptError as error:
+                self._damages.append(
+                    Damage(
+                        kind="chunk",
+                        message=str(error),
+                        tensors=tensors,
+                        plane=plane.name,
+                        chunk=index,
+                        offset=chunks[0].offset,
+                        stored_bytes=sum(chunk.stored_bytes for chunk in chunks),
+                    )
+                )
+            else:
+                hasher.update(block.view(np.uint8).data)
+        digest = hasher.hexdigest()
+        if len(self._damages) == before and digest != plane.digest:
+            message = (
+                f"plane {plane.name!r} decodes to other values than were written: its BLAKE3 is "
+                f"{digest}, expected {plane.digest}"
+            )
+            self._damages.append(
+                Damage(kind="plane", message=message, tensors=tensors, plane=plane.name)
+            )
+
+    def _check_chunk(
+        self, plane: Plane, stream: Stream, index: int, tensors: tuple[str, ...]
+    ) -> ByteArray:
+        chunk = stream.chunks[index]
+        self._chunks += 1
+        stored = self._read(chunk.offset, chunk.stored_bytes)
+        try:
+            verify_chunk(stored, chunk, partial(describe_chunk, plane, stream, index))
+        except BundleCorruptError as error:
+            self._damages.append(
+                Damage(
+                    kind="chunk",
+                    message=str(error),
+                    tensors=tensors,
+                    plane=plane.name,
+                    stream=stream.name,
+                    chunk=index,
+                    offset=chunk.offset,
+                    stored_bytes=chunk.stored_bytes,
+                )
+            )
+        return stored
+
+    def _check_padding(self, end: int, plane: Plane, tensors: tuple[str, ...]) -> None:
+        """The bytes that align a plane are zero: nothing hides in them."""
+        start = self._checked
+        if start < end and self._read(start, end - start).any():
+            self._damages.append(
+                Damage(
+                    kind="padding",
+                    message=f"the {end - start} bytes that align plane {plane.name!r} are not all "
+                    "zero; no tensor is affected",
+                    tensors=tensors,
+                    plane=plane.name,
+                    offset=start,
+                    stored_bytes=end - start,
+                )
+            )
+
+    def _check_asset(self, asset: Asset) -> str:
+        """Checks an asset and returns its digest, or "" if it is damaged."""
+        chunk = asset.chunk
+        self._chunks += 1
+        stored = self._read(chunk.offset, chunk.stored_bytes)
+        try:
+            verify_chunk(stored, chunk, lambda: f"asset {asset.name!r}")
+            return digest_bytes(self._codecs[chunk.codec].decode(stored, chunk.raw_bytes).data)
+        except BundleCorruptError as error:
+            self._damages.append(
+                Damage(
+                    kind="asset",
+                    message=str(error),
+                    asset=asset.name,
+                    offset=chunk.offset,
+                    stored_bytes=chunk.stored_bytes,
+                )
+            )
+            return ""
+
+    def _check_whole(self, assets: list[str]) -> None:
+        planes = (plane.digest for tensor in self._manifest.tensors for plane in tensor.planes)
+        whole = content_digest([*planes, *assets])
+        if whole != self._manifest.digest:
+            self._damages.append(
+                Damage(
+                    kind="digest",
+                    message=f"the content digest is {whole}, expected {self._manifest.digest}",
+                )
+            )
+
+    def _read(self, offset: int, size: int) -> ByteArray:
+        data = np.empty(size, np.uint8)
+        self._file.read_into(offset, data)
+        self._checked = offset + size
+        if self._progress is not None:
+            self._progress(self._checked, self._file.size)
+        return data

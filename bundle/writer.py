@@ -1,0 +1,334 @@
+"""Writing bundles: one tensor in memory at a time, the same input always the same bytes."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, cast
+
+import numpy as np
+
+from tersor.bundle import limits
+from tersor.bundle.atomic_file import AtomicFile
+from tersor.bundle.codecs import AUTO, ZstdCodec, default_codecs
+from tersor.bundle.container import pack_header, pack_manifest
+from tersor.bundle.decoding import default_threads
+from tersor.bundle.digests import checksum, content_digest, digest_array, digest_bytes
+from tersor.bundle.dtypes import AnyArray, Geometry, numpy_dtype, rows_per_chunk
+from tersor.bundle.encoding import Chooser, EncodedChunk, block_of
+from tersor.bundle.errors import BundleError, BundleWriteError
+from tersor.bundle.filters import Filter
+from tersor.bundle.json_fields import as_text
+from tersor.bundle.manifest import (
+    Asset,
+    Chunk,
+    Group,
+    JsonScalar,
+    Manifest,
+    Plane,
+    SourceSlice,
+    Stream,
+    TensorEntry,
+)
+from tersor.bundle.manifest_json import manifest_from_json, manifest_to_json
+from tersor.bundle.plane_data import PlaneData, contiguous, shape_tuple
+from tersor.bundle.program import Program
+from tersor.bundle.program_json import program_from_json, program_to_json
+from tersor.bundle.strict_json import check_free
+from tersor.bundle.validate import PlaneKey, check_asset, check_tensor
+
+
+class BundleWriter:
+    """Streams a bundle to disk; a context manager, and not for several threads at once.
+
+    Leaving the `with` block without `commit()` removes the temporary file. After an error the
+    writer only can be left: nothing of it reaches `path`.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        program: Program,
+        source: Mapping[str, Any],
+        recipe: Mapping[str, Any],
+        codec: str = AUTO,
+        producer: str = "",
+        threads: int | None = None,
+    ) -> None:
+        """Opens a temporary file beside `path`.
+
+        Args:
+            path: where the bundle appears at `commit()`, replacing a file of that name.
+            program: how the bundle runs; validated here.
+            source: JSON: what the bundle was made from.
+            recipe: JSON: what was done to it.
+            codec: "auto" measures all codecs per chunk; a name uses that one, and raw where it
+                does not pay.
+            producer: program and version; "" is this one's.
+            threads: that encode one plane together, at most 2 by default; the bytes do not depend
+                on it.
+
+        Raises:
+            BundleWriteError: the codec is unknown, the program or the JSON is not valid, or the
+                folder cannot be written.
+        """
+        self._codecs = default_codecs()
+        self._chooser = Chooser(self._codecs, codec)
+        with _as_write_error("the bundle"):
+            self._program = program_from_json(program_to_json(program))
+            check_free(dict(source), "source")
+            check_free(dict(recipe), "recipe")
+        self._source = dict(source)
+        self._recipe = dict(recipe)
+        self._producer = producer or _producer()
+        self._threads = min(2, default_threads()) if threads is None else threads
+        self._tensors: dict[str, TensorEntry] = {}
+        self._groups: dict[str, list[str]] = {}
+        self._assets: list[tuple[Asset, bytes, str]] = []
+        # One plane a key: equal bytes of equal dtype and shape are stored once.
+        self._stored: dict[PlaneKey, Plane] = {}
+        self._state = "open"
+        self._pool: ThreadPoolExecutor | None = None
+        self._file = AtomicFile(Path(path))
+        self._file.append(pack_header())
+
+    def add_asset(self, name: str, data: bytes, media_type: str) -> None:
+        """Adds a file; kept compressed in memory until `commit`, since assets follow the weights.
+
+        Raises:
+            BundleWriteError: the name is taken or not a plain relative path, or it is too large.
+        """
+        self._require_open()
+        if any(asset.name == name for asset, _, _ in self._assets):
+            raise BundleWriteError(f"the asset {name!r} was already added")
+        if not data:
+            raise BundleWriteError(f"the asset {name!r} is empty; leave it out")
+        zstd = cast(ZstdCodec, self._codecs["zstd"])
+        stored, codec = zstd.encode_text(np.frombuffer(data, np.uint8)), "zstd"
+        if len(stored) >= len(data):
+            stored, codec = data, "raw"
+        encoded = EncodedChunk(
+            data=stored, raw_bytes=len(data), codec=codec, checksum=checksum(stored)
+        )
+        asset = Asset(name=name, media_type=media_type, chunk=encoded.at(0))
+        with _as_write_error(f"asset {name!r}"):
+            as_text(name, "its name", max_bytes=limits.MAX_NAME_BYTES)
+            as_text(media_type, "its media type", max_bytes=limits.MAX_NAME_BYTES)
+            check_asset(asset)
+        self._assets.append((asset, stored, digest_bytes(data)))
+
+    def add_tensor(
+        self,
+        *,
+        name: str,
+        group: str,
+        shape: Sequence[int],
+        dtype: str,
+        layout: str,
+        params: Mapping[str, JsonScalar],
+        planes: Mapping[str, PlaneData],
+        sources: Sequence[SourceSlice] = (),
+        aliases: Sequence[str] = (),
+    ) -> TensorEntry:
+        """Encodes a tensor's planes and appends them to the file; keeps no reference to them.
+
+        Args:
+            name: different from every other tensor's.
+            group: the group it becomes resident with; groups stand in order of first use, which
+                must be the order of execution.
+            shape: logical shape.
+            dtype: logical dtype name.
+            layout: the form it is computed in, such as "dense".
+            params: the layout's parameters.
+            planes: name -> array, in the layout's order.
+            sources: which source tensors its rows are, in order; all rows or none.
+            aliases: further source names of the very same bytes.
+
+        Returns:
+            The entry as it will stand in the manifest.
+
+        Raises:
+            BundleWriteError: the name is taken, an array does not have its dtype, a symbol is out
+                of range, the sources do not fill the shape, or the file cannot be written.
+        """
+        self._require_open()
+        if name in self._tensors:
+            raise BundleWriteError(f"the tensor {name!r} was already added")
+        self._state = "failed"
+        with _as_write_error(f"tensor {name!r}"):
+            for text, what in ((name, "its name"), (group, "its group"), (layout, "its layout")):
+                as_text(text, what, max_bytes=limits.MAX_NAME_BYTES)
+            arrays = {key: contiguous(key, data) for key, data in planes.items()}
+            numpy_dtype(dtype)  # raises for an unknown name
+            entry = TensorEntry(
+                name=name,
+                shape=shape_tuple(shape),
+                dtype=dtype,
+                layout=layout,
+                params=dict(params),
+                planes=tuple(
+                    self._write_plane(key, planes[key].dtype, array)
+                    for key, array in arrays.items()
+                ),
+                sources=tuple(sources),
+                aliases=tuple(aliases),
+            )
+            check_tensor(entry)
+        self._tensors[name] = entry
+        self._groups.setdefault(group, []).append(name)
+        self._state = "open"
+        return entry
+
+    def commit(self, *, certificate: Mapping[str, Any] | None = None) -> Manifest:
+        """Writes assets, manifest and footer, makes the file durable and gives it its name.
+
+        Raises:
+            BundleWriteError: the bundle would not be valid (a graph without its asset, …), or the
+                file cannot be written.
+        """
+        self._require_open()
+        self._state = "failed"
+        assets = []
+        for asset, stored, _ in self._assets:
+            offset = self._file.append(stored)
+            assets.append(replace(asset, chunk=replace(asset.chunk, offset=offset)))
+        planes = (plane.digest for entry in self._tensors.values() for plane in entry.planes)
+        manifest = Manifest(
+            program=self._program,
+            tensors=tuple(self._tensors.values()),
+            groups=tuple(
+                Group(name=name, tensors=tuple(names)) for name, names in self._groups.items()
+            ),
+            assets=tuple(assets),
+            recipe=self._recipe,
+            source=self._source,
+            certificate=None if certificate is None else dict(certificate),
+            producer=self._producer,
+            digest=content_digest([*planes, *(digest for _, _, digest in self._assets)]),
+        )
+        with _as_write_error("the bundle"):
+            if certificate is not None:
+                check_free(dict(certificate), "certificate")
+            text = manifest_to_json(manifest)
+            # What is written is what a reader will see, and only if a reader will accept it.
+            manifest = manifest_from_json(text, data_end=self._file.offset)
+            zstd = cast(ZstdCodec, self._codecs["zstd"])
+            stored_manifest, footer = pack_manifest(text, self._file.offset, zstd)
+        self._file.append(stored_manifest)
+        self._file.append(footer.pack())
+        self._file.publish()
+        self._state = "committed"
+        self._end_threads()
+        return manifest
+
+    def close(self) -> None:
+        """Ends the threads, and removes the temporary file unless the bundle was committed."""
+        self._end_threads()
+        if self._state != "committed":
+            self._file.discard()
+            self._state = "closed"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _require_open(self) -> None:
+        if self._state != "open":
+            raise BundleWriteError(
+                f"the writer of {self._file.path} is {self._state}; make a new one"
+            )
+
+    def _write_plane(self, name: str, dtype: str, array: AnyArray) -> Plane:
+        digest = digest_array(array)
+        key = (digest, dtype, array.shape)
+        if key not in self._stored:
+            self._stored[key] = self._encode_plane(dtype, array, digest)
+        return replace(self._stored[key], name=name)
+
+    def _encode_plane(self, dtype: str, array: AnyArray, digest: str) -> Plane:
+        rows = rows_per_chunk(array.shape, dtype, limits.TARGET_CHUNK_RAW_BYTES)
+        geometry = Geometry.of(array.shape, dtype, rows)
+        flat = array.reshape(-1)
+        chosen = self._chooser.choose_filter(dtype, flat, geometry)
+        names = chosen.stream_names(dtype)
+        chunks: list[list[Chunk]] = [[] for _ in names]
+        if geometry.num_chunks:
+            self._file.align(limits.PLANE_ALIGNMENT)
+        for block in self._encoded_blocks(dtype, flat, geometry, chosen):
+            for stream, encoded in zip(chunks, block, strict=True):
+                stream.append(encoded.at(self._file.append(encoded.data)))
+        return Plane(
+            name="",
+            dtype=dtype,
+            shape=array.shape,
+            filter=chosen.name,
+            rows_per_chunk=rows,
+            digest=digest,
+            streams=tuple(
+                Stream(name=stream_name, chunks=tuple(stream))
+                for stream_name, stream in zip(names, chunks, strict=True)
+            ),
+        )
+
+    def _encoded_blocks(
+        self, dtype: str, flat: AnyArray, geometry: Geometry, chosen: Filter
+    ) -> Iterator[list[EncodedChunk]]:
+        """The blocks in order, encoded by several threads a few ahead of the file."""
+
+        def encode(index: int) -> list[EncodedChunk]:
+            streams = chosen.split(dtype, block_of(flat, geometry, index))
+            return [self._chooser.encode(stream) for stream in streams]
+
+        if self._threads < 2 or geometry.num_chunks < 2:
+            yield from map(encode, range(geometry.num_chunks))
+            return
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._threads, "tersor-write")
+        pending: deque[Future[list[EncodedChunk]]] = deque()
+        for index in range(geometry.num_chunks):
+            pending.append(self._pool.submit(encode, index))
+            if len(pending) > 2 * self._threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+    def _end_threads(self) -> None:
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _as_write_error(what: str) -> Iterator[None]:
+    """What a reader would refuse as a bad bundle is a misuse of the writer."""
+    try:
+        yield
+    except BundleWriteError as error:
+        raise BundleWriteError(f"{what}: {error}") from error
+    except BundleError as error:
+        raise BundleWriteError(f"{what} cannot be written: {error}") from error
+
+
+def _producer() -> str:
+    try:
+        return f"tersor {version('tersor')}"
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return "tersor"
+
+
+__all__ = ["BundleWriter", "PlaneData"]
