@@ -33,7 +33,7 @@ def evaluate(
         text.read_text(encoding="utf-8"),
         reference=reference,
         device=device,
-        activations=activations,
+        activations=activations,  # type: ignore[arg-type]  # checked there
         max_tokens=max_tokens,
     )
     if json:

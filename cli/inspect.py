@@ -45,11 +45,11 @@ def verify(bundles: BundlesArgument, *, json: JsonOption = False) -> None:
     from tersor.bundle.verify import verify as run
 
     reports: dict[str, VerifyReport | str] = {}
-    for path in bundles:
+    for bundle in bundles:
         try:
-            reports[str(path)] = run(path)
+            reports[str(bundle)] = run(bundle)
         except BundleError as error:
-            reports[str(path)] = str(error)
+            reports[str(bundle)] = str(error)
     if json:
         print_json({path: _verify_json(report) for path, report in reports.items()})
     else:

@@ -19,7 +19,7 @@ FLOORS = {
     "runtime": 3,
     "cli": 4,
 }
-# What a room may use beyond its floor's imports: heavy or wrong dependencies are named, not guessed.
+# Libraries that have no business in a room.
 FORBIDDEN = {
     "bundle": {"torch", "triton", "transformers", "grpc", "prometheus_client"},
     "kernels": {"transformers", "grpc", "prometheus_client", "safetensors", "tokenizers"},

@@ -1,4 +1,4 @@
-"""What a wheel holds: every module and data file that the checkout has, importable from the wheel alone."""
+"""A wheel holds every module and data file of the checkout, importable from the wheel alone."""
 
 from __future__ import annotations
 
