@@ -7,8 +7,8 @@ does both, a tensor at a time, so that only one tensor exists compressed and dec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tersor.bundle.errors import BundleError
 from tersor.bundle.manifest import Manifest, TensorEntry
 from tersor.bundle.program import UNUSED_GROUP
 from tersor.kernels.errors import LayoutError
@@ -91,10 +92,11 @@ def load_group(
     """
     weights: dict[str, Layout] = {}
     for entry in _entries(reader.manifest, group):
-        planes = {
-            plane.name: reader.read_plane(plane, times=times, cancelled=cancelled)
-            for plane in _checked(entry).planes
-        }
+        with _naming(entry):
+            planes = {
+                plane.name: reader.read_plane(plane, times=times, cancelled=cancelled)
+                for plane in _checked(entry).planes
+            }
         weights[entry.name] = _pack(entry, planes, device, times)
     return weights
 
@@ -112,17 +114,15 @@ def fetch_group(
         WeightError: unknown group, or a tensor whose planes do not make its layout.
         BundleError: the bundle cannot be read, is damaged, or the read was cancelled.
     """
-    tensors = tuple(
-        EncodedTensor(
-            entry=_checked(entry),
-            planes=tuple(
+    tensors = []
+    for entry in _entries(reader.manifest, group):
+        with _naming(entry):
+            planes = tuple(
                 reader.fetch_plane(plane, times=times, cancelled=cancelled)
-                for plane in entry.planes
-            ),
-        )
-        for entry in _entries(reader.manifest, group)
-    )
-    return EncodedGroup(name=group, tensors=tensors)
+                for plane in _checked(entry).planes
+            )
+        tensors.append(EncodedTensor(entry=entry, planes=planes))
+    return EncodedGroup(name=group, tensors=tuple(tensors))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,10 +160,11 @@ class EncodedGroup:
         """
         weights: dict[str, Layout] = {}
         for tensor in self.tensors:
-            planes = {
-                encoded.plane.name: encoded.decode(times=times, cancelled=cancelled)
-                for encoded in tensor.planes
-            }
+            with _naming(tensor.entry):
+                planes = {
+                    encoded.plane.name: encoded.decode(times=times, cancelled=cancelled)
+                    for encoded in tensor.planes
+                }
             weights[tensor.entry.name] = _pack(tensor.entry, planes, device, times)
         return weights
 
@@ -232,6 +233,15 @@ def check_weights(manifest: Manifest, expected: WeightShapes) -> None:
             problems.append(f"{name!r} is in group {placed.get(name)!r} instead of {group!r}")
     if problems:
         raise WeightError(f"the bundle does not fit its program: {'; '.join(problems)}")
+
+
+@contextmanager
+def _naming(entry: TensorEntry) -> Iterator[None]:
+    """Puts the tensor's name before what the bundle says of one of its planes."""
+    try:
+        yield
+    except BundleError as error:
+        raise type(error)(f"tensor {entry.name!r}: {error}") from error
 
 
 def _entries(manifest: Manifest, group: str) -> list[TensorEntry]:
