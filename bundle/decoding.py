@@ -93,7 +93,7 @@ def verify_chunk(stored: ByteArray, chunk: Chunk, describe: Callable[[], str]) -
     got = checksum(stored.data)
     if got != chunk.checksum:
         raise BundleCorruptError(
-            f"{describe()} is damaged: {chunk.stored_bytes} bytes at offset {chunk.offset} have the "
+            f"{describe()} is damaged: {chunk.stored_bytes} bytes at offset {chunk.offset} have "
             f"xxh3 {got:016x}, expected {chunk.checksum:016x}; copy the bundle again"
         )
 

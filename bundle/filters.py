@@ -64,10 +64,10 @@ class NoFilter(Filter):
     def stream_bytes(self, dtype: str, symbols: int) -> tuple[int, ...]:
         return (symbols * DTYPES[dtype],)
 
-    def split(self, dtype: str, block: AnyArray) -> tuple[ByteArray, ...]:
+    def split(self, dtype: str, block: AnyArray) -> tuple[ByteArray, ...]:  # noqa: ARG002 - the contract
         return (block.view(np.uint8),)
 
-    def join(self, dtype: str, streams: Sequence[ByteArray], out: AnyArray) -> None:
+    def join(self, dtype: str, streams: Sequence[ByteArray], out: AnyArray) -> None:  # noqa: ARG002 - the contract
         out.view(np.uint8)[:] = streams[0]
 
 
@@ -139,7 +139,7 @@ class Nibbles(Filter):
     def stream_bytes(self, dtype: str, symbols: int) -> tuple[int, ...]:  # noqa: ARG002 - the contract
         return ((symbols + 1) // 2,)
 
-    def split(self, dtype: str, block: AnyArray) -> tuple[ByteArray, ...]:
+    def split(self, dtype: str, block: AnyArray) -> tuple[ByteArray, ...]:  # noqa: ARG002 - the contract
         symbols: ByteArray = block.view(np.uint8)
         stream = np.empty((symbols.size + 1) // 2, np.uint8)
         even = symbols.size & ~1
@@ -150,7 +150,7 @@ class Nibbles(Filter):
             stream[-1] = symbols[-1]
         return (stream,)
 
-    def join(self, dtype: str, streams: Sequence[ByteArray], out: AnyArray) -> None:
+    def join(self, dtype: str, streams: Sequence[ByteArray], out: AnyArray) -> None:  # noqa: ARG002 - the contract
         (stream,) = streams
         even = out.size & ~1
         if even != out.size and stream[-1] > 15:

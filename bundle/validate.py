@@ -17,7 +17,7 @@ from tersor.bundle.errors import BundleFormatError, BundleLimitError
 from tersor.bundle.filters import FILTERS
 from tersor.bundle.json_fields import check_unique
 from tersor.bundle.manifest import Asset, Chunk, Manifest, Plane, TensorEntry
-from tersor.bundle.program import GraphProgram
+from tersor.bundle.program import UNUSED_GROUP, GraphProgram
 
 # Assets are written out by `tersor extract`: no way out of its folder, on any system.
 _ASSET_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*(/[A-Za-z0-9_][A-Za-z0-9._+-]*)*")
@@ -209,8 +209,8 @@ def _check_program(manifest: Manifest) -> None:
         raise BundleFormatError(
             f"the program is the asset {program.graph_asset!r}, which the bundle does not have"
         )
-    groups = {group.name for group in manifest.groups}
-    if program.group_order and set(program.group_order) != groups:
+    groups = {group.name for group in manifest.groups} - {UNUSED_GROUP}
+    if program.group_order and set(program.group_order) - {UNUSED_GROUP} != groups:
         raise BundleFormatError(
             "group_order of the program lists other groups than the bundle has: "
             f"{', '.join(sorted(groups.symmetric_difference(program.group_order))[:5])}"
