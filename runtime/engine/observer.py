@@ -10,15 +10,15 @@ from tersor.runtime.engine.types import FinishReason, Usage
 class EngineObserver(Protocol):
     """Receives one engine's measurements, in seconds, tokens and pages.
 
-    Called on the engine's thread, except `rejected`, which is called on the submitting thread. Must
-    not block and must not raise.
+    Called on the engine's thread, and `failed` also on submitting threads. Must not block and must
+    not raise.
     """
 
     def queued(self, seconds: float) -> None:
         """A request left the queue for the first time, `seconds` after it was submitted."""
 
-    def first_token(self, seconds: float) -> None:
-        """A request produced its first token, `seconds` after it was submitted."""
+    def first_token(self, seconds: float, *, cold: bool = False) -> None:
+        """A request's first token came `seconds` after `submit`; `cold`: it waited for weights."""
 
     def inter_token(self, seconds: float) -> None:
         """A request produced a later token, `seconds` after the one before."""
@@ -33,10 +33,7 @@ class EngineObserver(Protocol):
         """A request ended with an answer."""
 
     def failed(self, reason: str) -> None:
-        """An accepted request ended without one; `reason` is `ServingError.reason`."""
-
-    def rejected(self, reason: str) -> None:
-        """A request was refused at `submit`; `reason` is `ServingError.reason`."""
+        """A request was refused, or ended without an answer; `reason` is `ServingError.reason`."""
 
     def preempted(self) -> None:
         """A running request gave up its pages to an older one and will be recomputed."""

@@ -61,7 +61,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextDelta:
-    """A piece of the continuation: valid UTF-8, never cutting a stop string's possible beginning."""
+    """A piece of the continuation: valid UTF-8, never part of a stop string."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -91,7 +91,7 @@ EventSink = Callable[[Event], None]  # called on the engine's thread; must not b
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
-    """One continuation to compute. `prompt` is text (tokenized with bos) or token ids as they are."""
+    """One continuation to compute. `prompt`: text (tokenized, after bos) or ids as they are."""
 
     prompt: str | tuple[int, ...]
     sampling: SamplingParams
