@@ -1,6 +1,6 @@
 """Prometheus metrics of the process, all on one injected registry."""
 
-from tersor.runtime.metrics.metrics import Metrics
+from tersor.runtime.metrics.metrics import Metrics, ModelFacts
 from tersor.runtime.metrics.observers import (
     EngineMetrics,
     GraphMetrics,
@@ -8,4 +8,4 @@ from tersor.runtime.metrics.observers import (
     WeightMetrics,
 )
 
-__all__ = ["EngineMetrics", "GraphMetrics", "Metrics", "RpcMetrics", "WeightMetrics"]
+__all__ = ["EngineMetrics", "GraphMetrics", "Metrics", "ModelFacts", "RpcMetrics", "WeightMetrics"]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import platform
 import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -46,11 +45,8 @@ class Metrics:
     Thread-safe.
     """
 
-    def __init__(
-        self, registry: CollectorRegistry, *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
-        self._clock = clock
         self._requests = RequestFamilies(registry)
         self._generation = GenerationFamilies(registry)
         self._graph = GraphFamilies(registry)
@@ -59,7 +55,6 @@ class Metrics:
         ProcessCollector(registry=registry)  # CPU, memory, file descriptors under standard names
         self._lock = threading.Lock()
         self._names: set[str] = set()
-        self._weight_views: dict[str, WeightMetrics] = {}
         self._rpcs: dict[tuple[str, str], RpcMetrics] = {}
 
     def process(self, *, version: str, torch: str, device: str, start: float) -> None:
@@ -96,25 +91,15 @@ class Metrics:
 
     def engine_observer(self, model: str) -> EngineMetrics:
         """The decoder engine's view."""
-        return EngineMetrics(
-            self._requests,
-            self._generation,
-            model,
-            since_wait=self.weight_observer(model).since_wait,
-        )
+        return EngineMetrics(self._requests, self._generation, model)
 
     def graph_observer(self, model: str) -> GraphMetrics:
         """The graph engine's view."""
         return GraphMetrics(self._requests, self._graph, model)
 
     def weight_observer(self, model: str) -> WeightMetrics:
-        """Residency's view: the same object for the same model."""
-        with self._lock:
-            view = self._weight_views.get(model)
-            if view is None:
-                view = WeightMetrics(self._weights, model, clock=self._clock)
-                self._weight_views[model] = view
-            return view
+        """Residency's view."""
+        return WeightMetrics(self._weights, model)
 
     def rpc(self, model: str, method: str) -> RpcMetrics:
         """The server's view of one method; `model` is "" for methods that concern none.

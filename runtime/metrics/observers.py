@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -54,10 +53,7 @@ class EngineMetrics:
         requests: RequestFamilies,
         families: GenerationFamilies,
         model: str,
-        *,
-        since_wait: Callable[[], float],
     ) -> None:
-        self._since_wait = since_wait
         self._failures = _Failures(requests, model)
         self._queue = requests.queue.labels(model)
         self._running = requests.running.labels(model)
@@ -86,13 +82,13 @@ class EngineMetrics:
         """A request left the queue after `seconds`."""
         self._queue.observe(seconds)
 
-    def first_token(self, seconds: float) -> None:
+    def first_token(self, seconds: float, *, cold: bool = False) -> None:
         """A request's first token came `seconds` after it was submitted.
 
-        It is a cold one if the model stood still for weights within that time: a series of its own,
-        so that loading after a start or an eviction does not poison the latency objective.
+        A `cold` one waited for weights: a series of its own, so that loading after a start or an
+        eviction does not poison the latency objective.
         """
-        self._first_token[self._since_wait() < seconds].observe(seconds)
+        self._first_token[cold].observe(seconds)
 
     def inter_token(self, seconds: float) -> None:
         """Time between two tokens of one request."""
@@ -117,11 +113,7 @@ class EngineMetrics:
         self._request_generated_tokens.observe(usage.completion_tokens)
 
     def failed(self, reason: str) -> None:
-        """An accepted request ended without an answer; `reason` is `ServingError.reason`."""
-        self._failures.count(reason)
-
-    def rejected(self, reason: str) -> None:
-        """A request was refused at submission; `reason` is `ServingError.reason`."""
+        """A request was refused or failed; `reason` is `ServingError.reason`."""
         self._failures.count(reason)
 
     def preempted(self) -> None:
@@ -175,9 +167,7 @@ class GraphMetrics:
 class WeightMetrics:
     """What residency reports of one model; implements `runtime.residency.WeightObserver`."""
 
-    def __init__(self, families: WeightFamilies, model: str, *, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._last_wait = -math.inf
+    def __init__(self, families: WeightFamilies, model: str) -> None:
         self._load = {step: families.load.labels(model, step) for step in LOAD_STEPS}
         self._phase = {phase: families.phase.labels(model, phase) for phase in LOAD_PHASES}
         self._wait = families.wait.labels(model)
@@ -203,11 +193,6 @@ class WeightMetrics:
     def waited(self, seconds: float) -> None:
         """A computation stood still for weights."""
         self._wait.observe(seconds)
-        self._last_wait = self._clock()
-
-    def since_wait(self) -> float:
-        """Seconds since a computation last stood still for weights; infinite if none ever did."""
-        return self._clock() - self._last_wait
 
     def read(self, stored_bytes: int) -> None:
         """Stored bytes came from disk."""

@@ -9,7 +9,7 @@ import torch
 
 from tersor.bundle.manifest import DTYPES, TensorEntry
 from tersor.bundle.phases import PhaseTimes
-from tersor.bundle.program import DecoderProgram
+from tersor.bundle.program import UNUSED_GROUP, DecoderProgram
 from tersor.models.contracts import GroupWeights
 from tersor.models.weights import EncodedGroup, fetch_group
 
@@ -80,7 +80,7 @@ class _PreparedGroup:
 
 
 class BundleGroups:
-    """The groups of an open bundle.
+    """The groups of an open bundle that its program reads.
 
     `activations` is what a decoder computes in: its matrices are then made ready for that dtype
     while they load, so that the first token does not pay for it and sizes are final. None leaves
@@ -93,7 +93,9 @@ class BundleGroups:
         self._reader = reader
         self._activations = activations
         self._tensors = {
-            group.name: tuple(entries[name] for name in group.tensors) for group in manifest.groups
+            group.name: tuple(entries[name] for name in group.tensors)
+            for group in manifest.groups
+            if group.name != UNUSED_GROUP
         }
         program = manifest.program
         # An embedding that no head shares is only looked up, never multiplied.

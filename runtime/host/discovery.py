@@ -1,0 +1,46 @@
+"""Which files the configuration's paths mean, and the name each is served under."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from tersor.runtime.errors import ModelLoadError
+
+BUNDLE_SUFFIX: Final = ".tersor"
+
+
+def find_bundles(paths: Sequence[Path]) -> dict[str, Path]:
+    """Name -> bundle, in the order given; a folder stands for the bundles in it, by name.
+
+    Raises:
+        ModelLoadError: no such path, a folder without a bundle, or two bundles of one name.
+    """
+    if not paths:
+        raise ModelLoadError(
+            "no model was given, expected at least one bundle or folder of bundles"
+        )
+    found: dict[str, Path] = {}
+    for path in paths:
+        for file in _files(path):
+            name = file.stem
+            if name in found:
+                raise ModelLoadError(
+                    f"two bundles are called {name}: {found[name]} and {file}; rename one"
+                )
+            found[name] = file
+    return found
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.exists():
+        raise ModelLoadError(f"{path}: there is no such file or folder")
+    if not path.is_dir():
+        return [path]
+    files = sorted(file for file in path.iterdir() if file.suffix == BUNDLE_SUFFIX)
+    if not files:
+        raise ModelLoadError(
+            f"{path}: the folder holds no bundle (*{BUNDLE_SUFFIX}); make one with `tersor convert`"
+        )
+    return files
