@@ -143,7 +143,7 @@ def _pack(source: Source, tensor: PlannedTensor, recipe: Recipe) -> _Packed:
             "matrices can be quantized: leave it out with skip."
         )
     _check_finite(value, tensor.name)
-    dropped = _prune(value, plan.prune) if plan.prune else 0.0
+    dropped = _prune(value, tensor, plan.prune) if plan.prune else 0.0
     energy = dropped + _energy(value)
     zeros = value.numel() - int(value.count_nonzero()) if plan.prune else None
     if plan.quantize is None:
@@ -177,10 +177,14 @@ def _check_finite(value: Tensor, name: str) -> None:
         )
 
 
-def _prune(value: Tensor, step: PruneStep) -> float:
+def _prune(value: Tensor, tensor: PlannedTensor, step: PruneStep) -> float:
+    """Prunes in place, each source tensor by itself: v is smaller than the q and k it is fused
+    with and would lose more than its share. Returns the energy that went.
+    """
     if step.method == "pattern":
         return prune_pattern_(value.view(value.shape[0], -1), step.keep, step.of)
-    return prune_magnitude_(value, step.fraction)
+    parts = value.split([source.rows for source in tensor.sources])
+    return sum(prune_magnitude_(part, step.fraction) for part in parts)
 
 
 def _quantize(value: Tensor, step: QuantizeStep) -> Quantized:
