@@ -85,7 +85,9 @@ def save_tiny_decoder(folder: Path, name: str, *, shard_size: str = "1GB") -> An
     model = getattr(transformers, f"{tiny.family}ForCausalLM")(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            wide = parameter.dim() > 1  # spread logits far enough apart that no argmax is a near tie
+            wide = (
+                parameter.dim() > 1
+            )  # spread logits far enough apart that no argmax is a near tie
             parameter.copy_(torch.randn_like(parameter) * (0.15 if wide else 0.3) + (not wide))
     model.to(tiny.dtype).save_pretrained(folder, max_shard_size=shard_size)
     save_byte_tokenizer(folder)
