@@ -94,7 +94,9 @@ class ScriptedModel:
     `fail` is raised by a pass over any of the `poisoned` tokens, or by every pass if there are none.
     """
 
-    def __init__(self, script: Mapping[int, int] | Sequence[int], *, vocab: int = VOCAB_SIZE) -> None:
+    def __init__(
+        self, script: Mapping[int, int] | Sequence[int], *, vocab: int = VOCAB_SIZE
+    ) -> None:
         self._script = dict(enumerate(script)) if isinstance(script, Sequence) else dict(script)
         self._vocab = vocab
         self.passes: list[list[int]] = []  # tokens of every pass

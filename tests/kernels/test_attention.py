@@ -1,0 +1,210 @@
+"""Paged attention against its definition, and its independence from who shares the pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from tersor.kernels.attention import AttentionPlan, Span, paged_attention_reference
+from tersor.kernels.errors import LayoutError
+
+CPU = torch.device("cpu")
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2}  # absolute, of values around 1
+PAGE_TOKENS = 4
+PAGES = 64  # and one more for padding
+SCALE = 0.3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heads:
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 16
+
+
+def _cache(heads: Heads, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A cache full of finite noise, but for the padding page."""
+    generator = torch.Generator().manual_seed(1)
+    shape = (PAGES + 1, PAGE_TOKENS, 2, heads.kv_heads, heads.head_dim)
+    cache = torch.randn(shape, generator=generator).to(dtype)
+    cache[PAGES] = 0
+    return cache
+
+
+def _span(first_page: int, queries: int, context: int, *, scattered: bool = False) -> Span:
+    count = -(-context // PAGE_TOKENS)
+    if not scattered:
+        return Span(
+            pages=range(first_page, first_page + count),
+            queries=queries,
+            context=context,
+            contiguous=True,
+        )
+    generator = torch.Generator().manual_seed(first_page)
+    pages = (torch.randperm(16, generator=generator)[:count] + first_page).tolist()
+    return Span(pages=pages, queries=queries, context=context)
+
+
+def _plan(spans: list[Span], *, batched: bool | None = None) -> AttentionPlan:
+    return AttentionPlan(
+        spans, page_tokens=PAGE_TOKENS, padding_page=PAGES, device=CPU, batched=batched
+    )
+
+
+def _queries(spans: list[Span], heads: Heads, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(2)
+    count = sum(span.queries for span in spans)
+    return torch.randn(count, heads.heads, heads.head_dim, generator=generator).to(dtype)
+
+
+SPANS = {
+    "decode": [_span(0, 1, 1), _span(4, 1, 4), _span(8, 1, 5), _span(12, 1, 31)],
+    "decode scattered": [_span(0, 1, 29, scattered=True), _span(16, 1, 64, scattered=True)],
+    "first chunk": [_span(0, 9, 9)],
+    "later chunk": [_span(0, 7, 22), _span(16, 3, 23, scattered=True)],
+    "mixed": [_span(0, 1, 17), _span(8, 5, 5), _span(16, 1, 3, scattered=True), _span(32, 2, 40)],
+}
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("window", [None, 1, 3, 8, 100])
+@pytest.mark.parametrize("name", SPANS)
+def test_matches_the_reference(name: str, window: int | None, batched: bool) -> None:
+    spans, heads = SPANS[name], Heads()
+    q, cache = _queries(spans, heads), _cache(heads)
+    expected = paged_attention_reference(q, cache, spans, scale=SCALE, window=window)
+    got = _plan(spans, batched=batched).attend(q, cache, scale=SCALE, window=window)
+    torch.testing.assert_close(got, expected, atol=TOLERANCE[q.dtype], rtol=0)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize(
+    "heads",
+    [
+        Heads(heads=1, kv_heads=1, head_dim=2),
+        Heads(heads=3, kv_heads=1, head_dim=6),
+        Heads(heads=5, kv_heads=5, head_dim=20),
+        Heads(heads=12, kv_heads=4, head_dim=64),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_matches_the_reference_for_other_heads(
+    heads: Heads, dtype: torch.dtype, batched: bool
+) -> None:
+    spans = SPANS["mixed"]
+    q, cache = _queries(spans, heads, dtype), _cache(heads, dtype)
+    expected = paged_attention_reference(q, cache, spans, scale=SCALE, window=None)
+    got = _plan(spans, batched=batched).attend(q, cache, scale=SCALE, window=None)
+    assert got.dtype == dtype
+    torch.testing.assert_close(got.float(), expected.float(), atol=TOLERANCE[dtype], rtol=0)
+
+
+def test_reference_is_plain_attention() -> None:
+    """One full sequence against a loop over its tokens."""
+    heads, window = Heads(heads=2, kv_heads=1, head_dim=4), 3
+    spans = [_span(3, 5, 5)]
+    q, cache = _queries(spans, heads), _cache(heads)
+    kv = cache[3:5].flatten(0, 1)[:5, :, 0]  # [5, 2, head_dim]
+    got = paged_attention_reference(q, cache, spans, scale=SCALE, window=window)
+    for token in range(5):
+        seen = slice(max(0, token - window + 1), token + 1)
+        for head in range(2):
+            scores = (kv[seen, 0] * q[token, head]).sum(-1) * SCALE
+            weights = scores.exp() / scores.exp().sum()
+            expected = (weights[:, None] * kv[seen, 1]).sum(0)
+            torch.testing.assert_close(got[token, head], expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("window", [None, 6])
+def test_a_sequence_does_not_depend_on_its_neighbours(
+    window: int | None, dtype: torch.dtype, batched: bool
+) -> None:
+    """Bit for bit: alone, among others, in another order, and with its pages elsewhere."""
+    heads = Heads(heads=6, kv_heads=2, head_dim=16)
+    spans = [_span(4 * i, 1, 2 + 3 * i % 13) for i in range(8)] + [_span(40, 6, 20)]
+    q, cache = _queries(spans, heads, dtype), _cache(heads, dtype)
+    starts = [sum(span.queries for span in spans[:i]) for i in range(len(spans))]
+
+    def attend(order: list[int]) -> dict[int, Tensor]:
+        chosen = [spans[i] for i in order]
+        rows = torch.cat([q[starts[i] : starts[i] + spans[i].queries] for i in order])
+        out = _plan(chosen, batched=batched).attend(rows, cache, scale=SCALE, window=window)
+        return dict(zip(order, out.split([span.queries for span in chosen]), strict=True))
+
+    together = attend(list(range(len(spans))))
+    backwards = attend(list(reversed(range(len(spans)))))
+    for index in range(len(spans)):
+        alone = attend([index])[index]
+        assert torch.equal(alone, together[index])
+        assert torch.equal(alone, backwards[index])
+
+
+def test_pages_may_lie_anywhere() -> None:
+    """Bit for bit the same in place and gathered from scattered pages."""
+    heads = Heads()
+    cache = _cache(heads)
+    near = _span(0, 1, 30)
+    far = Span(pages=[50, 41, 45, 60, 40, 55, 48, 63], queries=1, context=30)
+    cache[list(far.pages)] = cache[:8].clone()
+    q = _queries([near], heads)
+    results = [
+        _plan([span]).attend(q, cache, scale=SCALE, window=window)
+        for span in (near, far)
+        for window in (None,)
+    ]
+    assert torch.equal(results[0], results[1])
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_what_lies_behind_the_context_is_not_read(batched: bool) -> None:
+    heads, spans = Heads(), [_span(0, 1, 5), _span(8, 3, 9)]
+    q, cache = _queries(spans, heads), _cache(heads)
+    clean = _plan(spans, batched=batched).attend(q, cache, scale=SCALE, window=None)
+    cache[1, 1:] = 1e30  # behind the first sequence's tokens
+    cache[10, 1:] = 1e30  # and the second's
+    cache[3:8] = float("nan")  # pages of nobody
+    dirty = _plan(spans, batched=batched).attend(q, cache, scale=SCALE, window=None)
+    assert torch.equal(clean, dirty)
+
+
+def test_store_writes_its_own_tokens_only() -> None:
+    heads = Heads()
+    cache = _cache(heads)
+    before = cache.clone()
+    spans = [_span(2, 1, 7), _span(20, 3, 6, scattered=True)]
+    shape = (4, heads.kv_heads, heads.head_dim)
+    k = torch.arange(4.0)[:, None, None].expand(shape)
+    _plan(spans).store(cache, k, -k)
+    pages = spans[1].pages
+    slots = [(3, 2), (pages[0], 3), (pages[1], 0), (pages[1], 1)]
+    for value, (page, offset) in enumerate(slots):
+        assert (cache[page, offset, 0] == value).all()
+        assert (cache[page, offset, 1] == -value).all()
+        before[page, offset] = cache[page, offset]
+    assert torch.equal(cache, before)
+
+
+def test_operands_that_do_not_fit() -> None:
+    heads, spans = Heads(), [_span(0, 1, 5)]
+    q, cache = _queries(spans, heads), _cache(heads)
+    plan = _plan(spans)
+    with pytest.raises(
+        LayoutError, match=r"q is \[2, 4, 16\], expected \[1, num_heads, head_dim\]"
+    ):
+        plan.attend(q.expand(2, 4, 16), cache, scale=SCALE, window=None)
+    with pytest.raises(LayoutError, match="cache is .* expected"):
+        plan.attend(q, cache[:, :2], scale=SCALE, window=None)
+    with pytest.raises(LayoutError, match=r"of q's dtype torch\.bfloat16"):
+        plan.attend(q.bfloat16(), cache, scale=SCALE, window=None)
+    with pytest.raises(LayoutError, match="does not fit cache"):
+        plan.attend(q[:, :3], cache, scale=SCALE, window=None)
+    with pytest.raises(LayoutError, match="5 tokens of context in 1 pages of 4 tokens"):
+        _plan([Span(pages=[0], queries=1, context=5)])
+    with pytest.raises(LayoutError, match="0 queries"):
+        _plan([Span(pages=[0], queries=0, context=1)])
