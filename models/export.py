@@ -1,4 +1,4 @@
-"""From a `torch.export` program to what a bundle holds: a graph program, its JSON, and its weights."""
+"""From a `torch.export` program to what a bundle holds: a program, its JSON and its weights."""
 
 from __future__ import annotations
 
@@ -99,14 +99,16 @@ def _functional(exported: ExportedProgram) -> ExportedProgram:
     for node in exported.graph.nodes:
         schema = getattr(node.target, "_schema", None)
         if node.op == "call_function" and schema is not None and schema.is_mutable:
-            return exported.run_decompositions({})  # decomposes nothing, only functionalizes
+            # An empty table decomposes nothing: what is left is to functionalize.
+            functional: ExportedProgram = exported.run_decompositions({})
+            return functional
     return exported
 
 
 def _saved_json(exported: ExportedProgram) -> Any:
     """The JSON that torch writes, the only public form of it being inside a saved program."""
     with tempfile.TemporaryFile() as file:
-        torch.export.save(exported, file)  # type: ignore[arg-type] # it asks for BytesIO, any file does
+        torch.export.save(exported, file)
         with zipfile.ZipFile(file) as archive:
             name = next(n for n in archive.namelist() if n.endswith("models/model.json"))
             return json.loads(archive.read(name))

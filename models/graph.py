@@ -47,7 +47,7 @@ class GraphModel:
         *,
         device: torch.device,
     ) -> None:
-        """Checks the graph against the program and the operators this build allows; reads no weight.
+        """Checks the graph against the program and the operators allowed; reads no weight.
 
         Raises:
             UnsupportedProgramError: the graph holds something this build does not know, or is not
@@ -68,7 +68,7 @@ class GraphModel:
 
     @property
     def expected_weights(self) -> WeightShapes:
-        """Every weight the graph reads: group -> tensor name -> shape, groups in execution order."""
+        """Every weight the graph reads: group -> tensor name -> shape, in execution order."""
         shapes: dict[str, dict[str, tuple[int, ...]]] = {
             group: {} for group in self.program.group_order if group != UNUSED_GROUP
         }
@@ -187,9 +187,9 @@ def _execute(step: Step, slots: list[Any]) -> None:
         if step.result is not None:
             slots[step.result] = result
             return
-        for slot, item in zip(step.results, result, strict=True):
-            if slot is not None:
-                slots[slot] = item
+        for target, item in zip(step.results, result, strict=True):
+            if target is not None:
+                slots[target] = item
     except _OPERATOR_ERRORS as error:
         reason = str(error).partition("\n")[0]
         raise ProgramFailedError(f"operator {step.target} failed: {reason}") from error
@@ -216,7 +216,7 @@ def _embedding(
 
 
 def _check_program(program: GraphProgram, graph: Graph) -> None:
-    """Holds the manifest's description against the graph: they come from one file, maybe a forged one."""
+    """Holds the manifest's description against the graph: one of them may be forged."""
     problems = []
     if graph.schema_version != program.schema_version:
         problems.append(f"schema {graph.schema_version} instead of {program.schema_version}")

@@ -23,7 +23,7 @@ class DeviceOfModel:
     """Wherever the exporter's device stood: the device the model runs on."""
 
 
-# Literals are Python scalars and torch's dtypes, memory formats and layouts; a tuple is a list operand.
+# Python scalars and torch's dtypes, memory formats and layouts; a tuple is a list operand.
 Literal = int | float | bool | str | None | torch.dtype | torch.memory_format | torch.layout
 Item = Literal | Ref
 Value = Item | DeviceOfModel | tuple[Item, ...]

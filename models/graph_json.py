@@ -2,9 +2,10 @@
 
 The JSON is the core of what `torch.export` writes (nodes, signature, shapes of inputs and weights,
 ranges), plus the group of each weight; `export.py` takes it out of a saved program. torch's own
-deserializer never sees it: that one evaluates symbolic expressions and guards as Python code, resolves
-operators by name and falls back to unpickling. Here every field is checked, every operator must be
-on the allow list, and sizes are computed by the graph's own nodes, so no expression is evaluated.
+deserializer never sees it: that one evaluates symbolic expressions and guards as Python code,
+resolves operators by name and falls back to unpickling. Here every field is checked, every operator
+must be on the allow list, and sizes are computed by the graph's own nodes, so no expression is
+evaluated.
 """
 
 from __future__ import annotations

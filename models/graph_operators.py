@@ -1,9 +1,9 @@
 """The operators a graph may call: an allow list, and what is known about each before it runs.
 
-Only operators that compute new values from their operands are listed. Left out on purpose: everything
-that writes to an operand (weights are shared by all requests), draws random numbers, returns memory
-it did not write (`empty`), reinterprets storage (`as_strided`), or touches files, devices and
-processes. An operator that is missing here is one line away once a real model needs it.
+Only operators that compute new values from their operands are listed. Left out on purpose:
+everything that writes to an operand (weights are shared by all requests), draws random numbers,
+returns memory it did not write (`empty`), reinterprets storage (`as_strided`), or touches files,
+devices and processes. An operator that is missing here is one line away once a real model needs it.
 """
 
 from __future__ import annotations
@@ -24,59 +24,62 @@ _ATEN = frozenset(
     """
     abs absolute acos acosh add addcdiv addcmul asin asinh atan atan2 atanh ceil clamp clamp_max
     clamp_min clip copysign cos cosh deg2rad div divide erf erfc erfinv exp exp2 expm1 floor
-    floor_divide fmod frac hypot lerp lgamma log log10 log1p log2 logaddexp logaddexp2 logit maximum
-    minimum mul multiply nan_to_num neg negative positive pow rad2deg reciprocal remainder round rsqrt
-    rsub sgn sigmoid sign sin sinc sinh sqrt square sub subtract tan tanh true_divide trunc xlogy
+    floor_divide fmod frac hypot lerp lgamma log log10 log1p log2 logaddexp logaddexp2 logit
+    maximum minimum mul multiply nan_to_num neg negative positive pow rad2deg reciprocal
+    remainder round rsqrt rsub sgn sigmoid sign sin sinc sinh sqrt square sub subtract tan tanh
+    true_divide trunc xlogy
     """.split()  # noqa: SIM905 - a table of words reads better than 300 quoted strings
     # comparison and logic
     + """
     __and__ __lshift__ __or__ __rshift__ __xor__ bitwise_and bitwise_left_shift bitwise_not
     bitwise_or bitwise_right_shift bitwise_xor eq fmax fmin ge greater greater_equal gt isclose
-    isfinite isin isinf isnan isneginf isposinf le less less_equal logical_and logical_not logical_or
-    logical_xor lt ne not_equal where
+    isfinite isin isinf isnan isneginf isposinf le less less_equal logical_and logical_not
+    logical_or logical_xor lt ne not_equal where
     """.split()  # noqa: SIM905
     # reductions, sorting, scans
     + """
     all amax amin aminmax any argmax argmin argsort bucketize count_nonzero cummax cummin
-    cumprod cumsum diff frobenius_norm kthvalue linalg_norm linalg_vector_norm log_softmax logcumsumexp
-    logsumexp max mean median min msort nanmean nansum norm prod searchsorted softmax sort std std_mean
-    sum topk var var_mean _softmax _log_softmax _safe_softmax
+    cumprod cumsum diff frobenius_norm kthvalue linalg_norm linalg_vector_norm log_softmax
+    logcumsumexp logsumexp max mean median min msort nanmean nansum norm prod searchsorted
+    softmax sort std std_mean sum topk var var_mean _softmax _log_softmax _safe_softmax
     """.split()  # noqa: SIM905
     # linear algebra
     + """
-    addbmm addmm addmv baddbmm bilinear bmm cdist chain_matmul cosine_similarity cross dot einsum inner
-    kron linalg_cross linalg_matmul linear matmul mm mv outer pairwise_distance tensordot trace vdot
-    _euclidean_dist
+    addbmm addmm addmv baddbmm bilinear bmm cdist chain_matmul cosine_similarity cross dot
+    einsum inner kron linalg_cross linalg_matmul linear matmul mm mv outer pairwise_distance
+    tensordot trace vdot _euclidean_dist
     """.split()  # noqa: SIM905
     # layers and activations
     + """
-    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
-    affine_grid_generator avg_pool1d avg_pool2d avg_pool3d batch_norm celu channel_shuffle conv1d conv2d
-    conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution elu embedding embedding_bag
-    gelu glu grid_sampler grid_sampler_2d group_norm gru hardshrink hardsigmoid hardswish hardtanh
-    instance_norm layer_norm leaky_relu log_sigmoid lstm max_pool1d max_pool2d max_pool2d_with_indices
-    max_pool3d mish native_batch_norm native_group_norm native_layer_norm pixel_shuffle pixel_unshuffle
-    prelu relu relu6 rms_norm rnn_relu rnn_tanh scaled_dot_product_attention selu silu softplus
-    softshrink threshold upsample_bicubic2d upsample_bilinear2d upsample_linear1d
-    upsample_nearest1d upsample_nearest2d upsample_nearest3d _adaptive_avg_pool2d _convolution
+    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
+    adaptive_max_pool2d affine_grid_generator avg_pool1d avg_pool2d avg_pool3d batch_norm celu
+    channel_shuffle conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
+    convolution elu embedding embedding_bag gelu glu grid_sampler grid_sampler_2d group_norm gru
+    hardshrink hardsigmoid hardswish hardtanh instance_norm layer_norm leaky_relu log_sigmoid
+    lstm max_pool1d max_pool2d max_pool2d_with_indices max_pool3d mish native_batch_norm
+    native_group_norm native_layer_norm pixel_shuffle pixel_unshuffle prelu relu relu6 rms_norm
+    rnn_relu rnn_tanh scaled_dot_product_attention selu silu softplus softshrink threshold
+    upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d
+    upsample_nearest2d upsample_nearest3d _adaptive_avg_pool2d _convolution
     _native_batch_norm_legit_no_training _fused_rms_norm
     """.split()  # noqa: SIM905
     # shapes, views, indexing
     + """
     _reshape_alias _unsafe_view adjoint alias broadcast_tensors broadcast_to cat chunk clone
-    column_stack concat concatenate constant_pad_nd contiguous detach diag_embed diagonal diff dstack
-    expand expand_as flatten flip fliplr flipud gather hstack im2col index index_add index_copy
-    index_fill index_put index_select lift_fresh_copy mT masked_fill masked_scatter meshgrid moveaxis
-    movedim narrow numpy_T pad permute ravel reflection_pad1d reflection_pad2d repeat
-    repeat_interleave replication_pad1d replication_pad2d reshape roll rot90 scatter scatter_add
-    scatter_reduce select select_scatter slice slice_scatter split split_with_sizes squeeze stack
-    swapaxes swapdims sym_numel sym_size t take take_along_dim tensor_split tile transpose tril triu
-    unbind unflatten unfold unsafe_chunk unsafe_split unsqueeze view view_as vstack
+    column_stack concat concatenate constant_pad_nd contiguous detach diag_embed diagonal diff
+    dstack expand expand_as flatten flip fliplr flipud gather hstack im2col index index_add
+    index_copy index_fill index_put index_select lift_fresh_copy mT masked_fill masked_scatter
+    meshgrid moveaxis movedim narrow numpy_T pad permute ravel reflection_pad1d reflection_pad2d
+    repeat repeat_interleave replication_pad1d replication_pad2d reshape roll rot90 scatter
+    scatter_add scatter_reduce select select_scatter slice slice_scatter split split_with_sizes
+    squeeze stack swapaxes swapdims sym_numel sym_size t take take_along_dim tensor_split tile
+    transpose tril triu unbind unflatten unfold unsafe_chunk unsafe_split unsqueeze view view_as
+    vstack
     """.split()  # noqa: SIM905
     # new tensors and conversions
     + """
-    _cast_Float _to_copy arange eye fft_irfft fft_rfft full full_like hann_window linspace new_full
-    new_ones new_zeros one_hot ones ones_like scalar_tensor stft tril_indices
+    _cast_Float _to_copy arange eye fft_irfft fft_rfft full full_like hann_window linspace
+    new_full new_ones new_zeros one_hot ones ones_like scalar_tensor stft tril_indices
     triu_indices to type_as view_as_complex view_as_real zeros zeros_like
     """.split()  # noqa: SIM905
 )
@@ -166,7 +169,7 @@ def tensor_operator(target: str) -> Any:
     """The `torch.ops` overload that `target` names, if the allow list has it.
 
     Raises:
-        UnsupportedProgramError: it is not on the list, this torch lacks it, or it writes to operands.
+        UnsupportedProgramError: it is not listed, this torch lacks it, or it writes to operands.
     """
     parts = target.split(".")
     listed = len(parts) == 5 and parts[:3] == ["torch", "ops", "aten"] and parts[3] in _ATEN

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import (
+from tiny_decoders import (
     TINY,
     canonical_program,
     canonical_tensors,
