@@ -78,7 +78,10 @@ class Answer:
         if not self._text and not (everything and self._token_ids):
             return None
         delta = TextDelta(
-            text=self._text, token_ids=tuple(self._token_ids), logprobs=tuple(self._logprobs)
+            text=self._text,
+            token_ids=tuple(self._token_ids),
+            logprobs=tuple(self._logprobs),
+            last=everything,
         )
         self._text = ""
         self._token_ids.clear()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from tersor.runtime.errors import ServingError
@@ -66,6 +66,7 @@ class TextDelta:
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...] = ()
+    last: bool = field(default=False, compare=False)  # Finished follows at once: send them as one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -194,11 +194,9 @@ def test_operands_that_do_not_fit() -> None:
     heads, spans = Heads(), [_span(0, 1, 5)]
     q, cache = _queries(spans, heads), _cache(heads)
     plan = _plan(spans)
-    with pytest.raises(
-        LayoutError, match=r"q is \[2, 4, 16\], expected \[1, num_heads, head_dim\]"
-    ):
+    with pytest.raises(LayoutError, match=r"q is \[2, 4, 16\], expected \[1, num_heads"):
         plan.attend(q.expand(2, 4, 16), cache, scale=SCALE, window=None)
-    with pytest.raises(LayoutError, match="cache is .* expected"):
+    with pytest.raises(LayoutError, match=r"cache is .* expected"):
         plan.attend(q, cache[:, :2], scale=SCALE, window=None)
     with pytest.raises(LayoutError, match=r"of q's dtype torch\.bfloat16"):
         plan.attend(q.bfloat16(), cache, scale=SCALE, window=None)
