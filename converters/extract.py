@@ -97,7 +97,10 @@ class _Piece:
 
 
 def _pieces(manifest: Manifest) -> list[_Piece]:
-    """All source tensors, by element size and then in bundle order: every offset is aligned."""
+    """All source tensors, by element size and then in bundle order: every offset is aligned.
+
+    Tensors without sources are constants that tracing made; no checkpoint held them.
+    """
     pieces: list[_Piece] = []
     for entry in manifest.tensors:
         _check_sources(entry)
@@ -113,16 +116,19 @@ def _pieces(manifest: Manifest) -> list[_Piece]:
                 )
                 pieces.append(_Piece(entry, start, source, tensor))
             start += source.rows
+    if not pieces:
+        raise BundleFormatError("the bundle does not say which source tensors it was made from.")
     return sorted(pieces, key=lambda piece: -DTYPES[piece.source.dtype])
 
 
 def _check_sources(entry: TensorEntry) -> None:
-    """The reader has checked that sources cover the tensor; here they have to exist and be storable."""
-    if not entry.sources or any(source.dtype not in SAFETENSORS_NAMES for source in entry.sources):
-        raise BundleFormatError(
-            f"tensor {entry.name!r} does not say which source tensors it is made of; "
-            "the bundle cannot be extracted."
-        )
+    """The reader has checked that sources cover the tensor; here they have to be storable."""
+    for source in entry.sources:
+        if source.dtype not in SAFETENSORS_NAMES:
+            raise BundleFormatError(
+                f"source {source.tensor!r} of {entry.name!r} has dtype {source.dtype}, "
+                "which no checkpoint can hold."
+            )
 
 
 def _shards(manifest: Manifest, shard_bytes: int) -> Mapping[str, Sequence[_Piece]]:

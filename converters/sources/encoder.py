@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from tersor.bundle.program import GraphProgram, TextFrontend
+from tersor.bundle.program import UNUSED_GROUP, GraphProgram, TextFrontend
 from tersor.converters.errors import ConvertError, SourceError, UnsupportedSourceError
 from tersor.converters.sources.assets import folder_assets
 from tersor.converters.sources.base import PlannedTensor, Source, SourceAsset
@@ -82,10 +82,16 @@ class EncoderSource(Source):
         sentence = _sentence(folder)
         self._checkpoint = Checkpoint(folder)
         try:
-            graph = _trace(config, sentence, _float_dtype(self._checkpoint, folder))
+            encoder = _Encoder(_model(config, _float_dtype(self._checkpoint, folder)), sentence)
+            parameters = frozenset(name for name, _ in encoder.named_parameters())
+            graph = _trace(encoder, config)
             self.program = replace(graph.program, text=_frontend(folder, config))
-            self._constants = graph.values
-            self.tensors = tuple(_plan(graph, self._checkpoint, folder))
+            self.tensors = tuple(_plan(graph, parameters, self._checkpoint, folder))
+            self._constants = {
+                tensor.name: tensor.value
+                for tensor in graph.tensors
+                if tensor.name not in parameters and tensor.group != UNUSED_GROUP
+            }
             graph_asset = SourceAsset(
                 name=graph.program.graph_asset, media_type="application/json", data=graph.graph_json
             )
@@ -102,7 +108,7 @@ class EncoderSource(Source):
             raise
 
     def read(self, tensor: PlannedTensor) -> Tensor:
-        if tensor.name in self._constants:
+        if not tensor.sources:
             return self._constants[tensor.name].clone()
         return self._checkpoint.stack(tensor.sources, tensor.dtype)
 
@@ -110,8 +116,8 @@ class EncoderSource(Source):
         self._checkpoint.close()
 
 
-def _trace(config: JsonObject, sentence: _Sentence | None, dtype: torch.dtype) -> ExportedGraph:
-    """The graph of a model with this configuration; its weights are never used."""
+def _model(config: JsonObject, dtype: torch.dtype) -> nn.Module:
+    """A model of this configuration with any weights: only its graph is of interest."""
     try:
         from transformers import BertConfig, BertModel
     except ImportError as error:
@@ -135,12 +141,14 @@ def _trace(config: JsonObject, sentence: _Sentence | None, dtype: torch.dtype) -
         )
     settings = BertConfig.from_json_file(str(config.path))
     settings._attn_implementation = "sdpa"  # noqa: SLF001 - the only way to choose it without weights
-    model = BertModel(settings, add_pooling_layer=False).eval().to(dtype)
-    return trace(
-        _Encoder(model, sentence),
-        _inputs(config),
-        dynamic={0: ("batch", _MAX_BATCH), 1: ("sequence", settings.max_position_embeddings)},
-    )
+    model: nn.Module = BertModel(settings, add_pooling_layer=False)
+    return model.eval().to(dtype)
+
+
+def _trace(encoder: _Encoder, config: JsonObject) -> ExportedGraph:
+    longest = config.integer("max_position_embeddings")
+    dynamic = {0: ("batch", _MAX_BATCH), 1: ("sequence", longest)}
+    return trace(encoder, _inputs(config), dynamic=dynamic)
 
 
 def _inputs(config: JsonObject) -> Mapping[str, Tensor]:
@@ -214,25 +222,29 @@ def _frontend(folder: Path, config: JsonObject) -> TextFrontend | None:
     )
 
 
-def _plan(graph: ExportedGraph, checkpoint: Checkpoint, folder: Path) -> Sequence[PlannedTensor]:
-    """Every weight of the graph from the checkpoint; constants of the trace from the trace."""
-    prefix = _checkpoint_prefix(graph, checkpoint)
+def _plan(
+    graph: ExportedGraph, parameters: frozenset[str], checkpoint: Checkpoint, folder: Path
+) -> Sequence[PlannedTensor]:
+    """Every weight of the graph from the checkpoint; constants it lacks from the trace."""
+    prefix = _checkpoint_prefix(parameters, checkpoint)
     planned: list[PlannedTensor] = []
     problems: list[str] = []
     used: set[str] = set()
     for tensor in graph.tensors:
-        if not tensor.is_parameter:
-            planned.append(tensor.planned())
-            continue
+        if tensor.group == UNUSED_GROUP:
+            continue  # of the trace's own making: those of the checkpoint follow below
         source = _source_name(tensor.name, prefix, checkpoint)
         found = checkpoint.tensors.get(source)
-        if found is None:
-            problems.append(f"missing {source} {list(tensor.shape)}")
-        elif found.shape != tensor.shape:
-            problems.append(f"{source} is {list(found.shape)}, expected {list(tensor.shape)}")
-        else:
+        shape = tuple(tensor.value.shape)
+        if found is not None and found.shape == shape:
             used.add(source)
             planned.append(tensor.planned(found.slice()))
+        elif tensor.name not in parameters:
+            planned.append(tensor.planned())
+        elif found is None:
+            problems.append(f"missing {source} {list(shape)}")
+        else:
+            problems.append(f"{source} is {list(found.shape)}, expected {list(shape)}")
     if problems:
         raise SourceError(
             f"{folder}: the weights do not fit config.json ({len(problems)} tensors): "
@@ -243,10 +255,10 @@ def _plan(graph: ExportedGraph, checkpoint: Checkpoint, folder: Path) -> Sequenc
     return [*planned, *unused]
 
 
-def _checkpoint_prefix(graph: ExportedGraph, checkpoint: Checkpoint) -> str:
-    first = next(tensor.name for tensor in graph.tensors if tensor.is_parameter)
-    bare = first.removeprefix("model.")
-    return next((p for p in _PREFIXES if p + bare in checkpoint.tensors), "")
+def _checkpoint_prefix(parameters: frozenset[str], checkpoint: Checkpoint) -> str:
+    names = [name.removeprefix("model.") for name in sorted(parameters)]
+    found = {p: sum(p + name in checkpoint.tensors for name in names) for p in _PREFIXES}
+    return max(_PREFIXES, key=lambda prefix: found[prefix])
 
 
 def _source_name(name: str, prefix: str, checkpoint: Checkpoint) -> str:
