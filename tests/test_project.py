@@ -1,4 +1,4 @@
-"""Promises of the project files: versions agree, links lead somewhere, commands in the README exist."""
+"""Promises of the project files: versions agree, links lead somewhere, commands exist."""
 
 from __future__ import annotations
 
