@@ -11,7 +11,7 @@ from typing import Final
 from prometheus_client import CollectorRegistry
 
 from tersor.runtime.config import ServerConfig
-from tersor.runtime.server.server import Server
+from tersor.runtime.server.server import HostFactory, Server, open_models
 
 __all__ = ["Server", "serve"]
 
@@ -23,6 +23,7 @@ def serve(
     *,
     registry: CollectorRegistry | None = None,
     started: Callable[[Server], None] | None = None,
+    host_factory: HostFactory = open_models,
 ) -> int:
     """Serves until SIGTERM or SIGINT, drains, and returns the exit code 0.
 
@@ -32,22 +33,21 @@ def serve(
         config: the whole process.
         registry: for the metrics; a new one if None.
         started: called once every service is SERVING, for example to print the ports.
+        host_factory: opens the models.
 
     Raises:
         AddressError: a port is in use or not ours to bind.
         BundleError, ModelError, ServingError: a model cannot be served.
     """
-    return asyncio.run(_serve(config, registry or CollectorRegistry(), started))
+    server = Server(config, registry=registry or CollectorRegistry(), host_factory=host_factory)
+    return asyncio.run(_serve(server, started))
 
 
-async def _serve(
-    config: ServerConfig, registry: CollectorRegistry, started: Callable[[Server], None] | None
-) -> int:
+async def _serve(server: Server, started: Callable[[Server], None] | None) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, _on_signal, stop, number)
-    server = Server(config, registry=registry)
     starting = asyncio.create_task(server.start())
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)

@@ -16,11 +16,11 @@ from typing import Final
 from tersor.runtime.engine.types import Event, GenerationRequest, TextDelta
 from tersor.runtime.server.contracts import Generator, Handle
 
-LONG_PROMPT_CHARACTERS: Final = 16_384  # tokenized aside: no stream waits for it
+LONG_PROMPT: Final = 16_384  # characters; tokenized aside: nobody waits
 
 
 class EventStream:
-    """The events of one generation, in order. Everything but `sink` belongs to the loop's thread."""
+    """The events of one generation, in order. All but `sink` belongs to the loop's thread."""
 
     def __init__(self, bridge: EventBridge, *, whole: bool) -> None:
         self._bridge = bridge
@@ -37,13 +37,12 @@ class EventStream:
         """Takes an event on the loop's thread."""
         self._events.append(event)
         self.ended = not isinstance(event, TextDelta)
-        wanted = self.ended or not self._whole
-        if wanted and self._waiter is not None and not self._waiter.done():
+        if self._due() and self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     async def batch(self) -> list[Event]:
         """All events since the last call, at least one; if `whole`, all of the generation."""
-        if not self._events or (self._whole and not self.ended):
+        if not self._due():
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
@@ -51,6 +50,13 @@ class EventStream:
                 self._waiter = None
         events, self._events = self._events, []
         return events
+
+    def _due(self) -> bool:
+        """Whether the reader should see what has come; the last text waits for the end."""
+        if self.ended or self._whole or not self._events:
+            return self.ended
+        event = self._events[-1]
+        return not (isinstance(event, TextDelta) and event.last)
 
 
 class EventBridge:
@@ -98,7 +104,7 @@ class EventBridge:
     async def _submit(
         self, engine: Generator, request: GenerationRequest, stream: EventStream
     ) -> Handle:
-        if len(request.prompt) < LONG_PROMPT_CHARACTERS:
+        if len(request.prompt) < LONG_PROMPT:
             return engine.submit(request, stream.sink)
         work = self._loop.run_in_executor(None, engine.submit, request, stream.sink)
         try:

@@ -76,6 +76,10 @@ def read_tensors(inputs: Mapping[str, WireTensor], program: GraphProgram) -> dic
                 f"The inputs differ in their first dimension, the batch: {rows}."
             )
         _check_rows(next(iter(rows.values())), program)
+    if program.text is not None:  # ids, mask and types are columns of one table
+        shapes = {name: list(inputs[name].shape) for name in specs}
+        if any(shape != shapes[program.text.input_ids] for shape in shapes.values()):
+            raise InvalidRequestError(f"The inputs differ in shape, expected one: {shapes}.")
     return {name: inputs[name].to_torch() for name in specs}
 
 

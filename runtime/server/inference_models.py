@@ -11,7 +11,7 @@ import torch
 from tersor.protos.inference import grpc_service_pb2 as pb
 from tersor.runtime.engine.types import GenerationRequest
 from tersor.runtime.errors import DeadlineError
-from tersor.runtime.server.bridge import LONG_PROMPT_CHARACTERS, EventBridge
+from tersor.runtime.server.bridge import LONG_PROMPT, EventBridge
 from tersor.runtime.server.contracts import ServedDecoder, ServedGraph
 from tersor.runtime.server.deadlines import Clock, earlier
 from tersor.runtime.server.decoder_request import DecoderCall, read_decoder_call
@@ -99,7 +99,7 @@ class GraphInference:
         texts = read_text(received, model.program)
         if texts is None:
             return read_tensors(received, model.program)
-        if sum(map(len, texts)) < LONG_PROMPT_CHARACTERS:
+        if sum(map(len, texts)) < LONG_PROMPT:
             return model.encode_text(texts)
         return await asyncio.to_thread(model.encode_text, texts)
 

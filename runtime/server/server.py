@@ -42,7 +42,8 @@ FLUSH_SECONDS: Final = 0.5  # after the drain: last bytes go out, idle streams a
 MIN_PING_INTERVAL_MS: Final = 5_000  # clients may keep idle connections alive that often
 
 
-def _model_host(config: ServerConfig, metrics: Metrics, clock: Clock) -> Host:
+def open_models(config: ServerConfig, metrics: Metrics, clock: Clock) -> Host:
+    """The models of `config`, through residency and engines."""
     from tersor.runtime.host import ModelHost
 
     return ModelHost(config, metrics, clock=clock)
@@ -82,7 +83,7 @@ class Server:
         *,
         registry: CollectorRegistry,
         clock: Clock = time.monotonic,
-        host_factory: HostFactory = _model_host,
+        host_factory: HostFactory = open_models,
         log: logging.Logger | None = None,
     ) -> None:
         self._config = config
