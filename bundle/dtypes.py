@@ -88,6 +88,8 @@ class Geometry:
 
 
 def rows_per_chunk(shape: tuple[int, ...], dtype: str, target_bytes: int) -> int:
-    """Rows that make up about `target_bytes`, at least one."""
-    row_bytes = Geometry.of(shape, dtype, 1).row_bytes
-    return max(1, target_bytes // row_bytes) if row_bytes else 1
+    """Rows that make up about `target_bytes`: at least one, and no more than there are."""
+    geometry = Geometry.of(shape, dtype, 1)
+    if geometry.row_bytes == 0:
+        return 1
+    return max(1, min(target_bytes // geometry.row_bytes, geometry.rows))

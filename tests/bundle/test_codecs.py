@@ -1,0 +1,144 @@
+"""Codecs: exact, deterministic, and bounded by what the manifest declares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import numpy as np
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_bundles import weights
+
+from tersor.bundle.codecs import CODEC_NAMES, MAX_RATIOS, ZstdCodec, default_codecs
+from tersor.bundle.dtypes import ByteArray
+from tersor.bundle.encoding import Chooser
+from tersor.bundle.errors import BundleCorruptError, BundleWriteError
+from tersor.bundle.filters import FILTERS
+
+Make = Callable[[int], ByteArray]
+
+
+def _exponents(size: int) -> ByteArray:
+    streams = FILTERS["float_split"].split("bf16", weights((size,)))
+    return streams[0]
+
+
+def _noise(size: int) -> ByteArray:
+    return np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
+
+
+def _zeros(size: int) -> ByteArray:
+    return np.zeros(size, np.uint8)
+
+
+def _rows(size: int) -> ByteArray:
+    return np.resize(_noise(1 << 10), size)
+
+
+@pytest.mark.parametrize("name", CODEC_NAMES)
+@pytest.mark.parametrize("make", [_exponents, _noise, _zeros, _rows])
+@pytest.mark.parametrize("size", [1, 2, 100, 1 << 17, (1 << 19) + 7])
+def test_round_trip(name: str, make: Make, size: int) -> None:
+    codec = default_codecs()[name]
+    data = make(size)
+    for encoder in codec.encoders:
+        stored = np.frombuffer(encoder(data), np.uint8)
+        assert data.size <= stored.size * MAX_RATIOS[name]
+        assert codec.decode(stored, data.size).tobytes() == data.tobytes()
+        out = np.empty(data.size, np.uint8)
+        codec.decode_into(stored, out)
+        assert out.tobytes() == data.tobytes()
+
+
+@pytest.mark.parametrize("name", CODEC_NAMES)
+@pytest.mark.parametrize("wrong", [-1, 1, 1000])
+def test_a_wrong_raw_size_is_damage(name: str, wrong: int) -> None:
+    codec = default_codecs()[name]
+    data = _rows(5000)
+    stored = np.frombuffer(codec.encoders[0](data), np.uint8)
+    with pytest.raises(BundleCorruptError):
+        codec.decode(stored, data.size + wrong)
+
+
+@pytest.mark.parametrize("name", ["zstd", "lz4"])
+def test_bytes_after_the_end_and_missing_bytes_are_damage(name: str) -> None:
+    codec = default_codecs()[name]
+    data = _rows(5000)
+    stored = codec.encoders[0](data)
+    for bad in (stored + b"\0", stored[:-1], stored[: len(stored) // 2], b"\0", stored * 2):
+        with pytest.raises(BundleCorruptError):
+            codec.decode(np.frombuffer(bad, np.uint8), data.size)
+
+
+def test_a_frame_that_lies_about_its_content_is_damage() -> None:
+    # The same blocks behind a header that declares 100 bytes instead of 5000.
+    honest = zstandard.ZstdCompressor(level=1).compress(bytes(5000))
+    assert honest[4:7] == b"\x60\x88\x12"  # single segment, two-byte content size 5000 - 256
+    lying = honest[:4] + b"\x20" + bytes([100]) + honest[7:]
+    assert zstandard.frame_content_size(lying) == 100
+    with pytest.raises(BundleCorruptError):
+        ZstdCodec().decode(np.frombuffer(lying, np.uint8), 100)
+
+
+def test_a_frame_without_content_size_is_damage() -> None:
+    stored = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(100))
+    with pytest.raises(BundleCorruptError, match="declares"):
+        ZstdCodec().decode(np.frombuffer(stored, np.uint8), 100)
+
+
+def test_exponents_are_stored_near_their_order_0_entropy() -> None:
+    data = _exponents(1 << 19)
+    counts = np.bincount(data)
+    share = counts[counts > 0] / data.size
+    bound = -(share * np.log2(share)).sum() / 8 * data.size
+    chosen = Chooser(default_codecs(), "auto").encode(data)
+    assert chosen.codec == "zstd"
+    # A Huffman code wastes a little on the most frequent exponent; level 1 would waste 10 %.
+    assert len(chosen.data) < 1.03 * bound
+
+
+def test_auto_keeps_the_smallest_and_stores_noise_raw() -> None:
+    codecs = default_codecs()
+    chooser = Chooser(codecs, "auto")
+    assert chooser.encode(_noise(1 << 19)).codec == "raw"
+    for data in (_exponents(1 << 19), _rows(1 << 19), _zeros(1 << 19), _exponents(3000)):
+        sizes = [len(encoder(data)) for codec in codecs.values() for encoder in codec.encoders]
+        assert len(chooser.encode(data).data) == min(sizes)
+
+
+def test_a_named_codec_is_used_alone_with_raw_where_it_does_not_pay() -> None:
+    chooser = Chooser(default_codecs(), "lz4")
+    assert chooser.encode(_rows(1 << 16)).codec == "lz4"
+    assert chooser.encode(_noise(1 << 16)).codec == "raw"
+    assert Chooser(default_codecs(), "raw").encode(_zeros(100)).codec == "raw"
+
+
+def test_an_unknown_codec_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(BundleWriteError, match="'brotli'; expected auto or one of raw, lz4, zstd"):
+        Chooser(default_codecs(), "brotli")
+
+
+def test_one_codec_serves_many_threads() -> None:
+    codec = ZstdCodec()
+    data = [_exponents(50_000 + n) for n in range(16)]
+
+    def work(item: ByteArray) -> bool:
+        stored = [np.frombuffer(encoder(item), np.uint8) for encoder in codec.encoders]
+        return all(codec.decode(s, item.size).tobytes() == item.tobytes() for s in stored)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(work, data * 4))
+
+
+@given(st.binary(min_size=1, max_size=300), st.integers(1, 400))
+@settings(derandomize=True, max_examples=200, deadline=None)
+def test_garbage_decodes_to_exactly_the_declared_size_or_is_damage(
+    stored: bytes, raw_bytes: int
+) -> None:
+    for codec in default_codecs().values():
+        with suppress(BundleCorruptError):
+            assert codec.decode(np.frombuffer(stored, np.uint8), raw_bytes).size == raw_bytes

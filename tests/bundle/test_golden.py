@@ -1,0 +1,107 @@
+"""Golden files: version 1 stays readable for ever, and the writer's bytes do not drift."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from pathlib import Path
+
+import jsonschema  # type: ignore[import-untyped]  # ships no types
+import numpy as np
+import pytest
+import zstandard
+from tiny_bundles import manifest_text, read_all, weights, write_tiny
+
+from tersor import bundle as package
+from tersor.bundle.codecs import CODEC_NAMES
+from tersor.bundle.filters import FILTERS
+from tersor.bundle.manifest import DTYPES
+from tersor.bundle.reader import BundleReader
+from tersor.bundle.validate import stored_planes
+from tersor.bundle.verify import verify
+
+GOLDEN = Path(__file__).resolve().parent / "golden"
+CODECS = ["raw", "lz4", "auto"]
+# sha256 over the decoded content, by name: what every later version must still read.
+CONTENT = "e6b4d841490a8cd00859b7479a31bf3409efd441571829124c9f09fa8e3d740d"
+
+
+def _content_hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    for name, data in sorted(read_all(path).items()):
+        digest.update(f"{name} {len(data)}\n".encode() + data)
+    return digest.hexdigest()
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_golden_files_read_as_they_were_written(codec: str) -> None:
+    path = GOLDEN / f"v1-{codec}.tersor"
+    assert verify(path).ok
+    assert _content_hash(path) == CONTENT
+
+
+def test_golden_files_use_every_codec_and_filter() -> None:
+    used: set[str] = set()
+    for codec in CODECS:
+        with BundleReader.open(GOLDEN / f"v1-{codec}.tersor") as reader:
+            for plane in stored_planes(reader.manifest):
+                used.add(plane.filter)
+                used |= {chunk.codec for stream in plane.streams for chunk in stream.chunks}
+    assert used == {*FILTERS, *CODEC_NAMES}
+
+
+def test_the_writer_still_writes_the_golden_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "v1.tersor"
+    # Raw planes: what zstd makes of them is its version's business.
+    write_tiny(path, codec="raw")
+    written, golden = path.read_bytes(), (GOLDEN / "v1-raw.tersor").read_bytes()
+    weights_end = json.loads(manifest_text(golden)[0])["assets"][0]["chunk"]["offset"]
+    assert written[:weights_end] == golden[:weights_end]
+    if zstandard.ZSTD_VERSION == (1, 5, 7):
+        assert written == golden
+
+
+def test_the_frame_of_the_file_byte_by_byte() -> None:
+    """Against the specification's numbers, not against our own constants."""
+    data = (GOLDEN / "v1-auto.tersor").read_bytes()
+    assert data[:16] == b"\x89TSR\r\n\x1a\n" + struct.pack("<II", 1, 0)
+    assert data[16:64] == bytes(48)
+    offset, stored, raw, size = struct.unpack("<QQQQ", data[-80:-48])
+    assert size == len(data)
+    assert offset + stored + 80 == size
+    assert data[-16:] == struct.pack("<II", 1, 0) + b"TSREND\r\n"
+    text = zstandard.ZstdDecompressor().decompress(data[offset : offset + stored])
+    assert len(text) == raw
+    manifest = json.loads(text)
+    assert data[64:4096] == bytes(4032)
+    # bf16 bits s eeeeeeee mmmmmmm: the exponents are a stream of their own, compressed.
+    plane = manifest["planes"][0]
+    assert plane["filter"] == "float_split"
+    (exponent,), (mantissa,) = (stream["chunks"] for stream in plane["streams"])
+    assert (exponent["offset"], exponent["codec"], mantissa["codec"]) == (4096, "zstd", "raw")
+    end = 4096 + exponent["stored_bytes"]
+    assert mantissa["offset"] == end
+    bits = weights((8, 16)).reshape(-1)
+    assert zstandard.ZstdDecompressor().decompress(data[4096:end]) == (
+        ((bits >> 7) & 0xFF).astype(np.uint8).tobytes()
+    )
+    assert data[end : end + 128] == ((bits << 1) | (bits >> 15)).astype(np.uint8).tobytes()
+
+
+def test_manifests_follow_the_published_schema(tmp_path: Path) -> None:
+    schema = json.loads((_package_folder() / "manifest.schema.json").read_text())
+    validator = jsonschema.Draft202012Validator(schema)
+    validator.check_schema(schema)
+    path = tmp_path / "x.tersor"
+    write_tiny(path)
+    for bundle in (GOLDEN / "v1-raw.tersor", path):
+        value = json.loads(manifest_text(bundle.read_bytes())[0])
+        assert list(validator.iter_errors(value)) == []
+        value["planes"][0]["surprise"] = 1
+        assert list(validator.iter_errors(value)) != []
+    assert schema["$defs"]["dtype"]["enum"] == list(DTYPES)
+
+
+def _package_folder() -> Path:
+    return Path(next(iter(package.__path__)))

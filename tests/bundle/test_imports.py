@@ -1,0 +1,27 @@
+"""Importing the package loads no torch and starts no thread; what it exports is exact."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+SCRIPT = """
+import sys, threading
+sys.modules["torch"] = None
+sys.modules["triton"] = None
+import tersor.bundle.reader, tersor.bundle.writer, tersor.bundle.verify
+assert threading.active_count() == 1, threading.enumerate()
+"""
+
+
+def test_importing_needs_no_torch_and_starts_no_thread() -> None:
+    subprocess.run([sys.executable, "-c", SCRIPT], check=True)
+
+
+def test_exports_are_sorted_and_there() -> None:
+    from tersor import bundle
+
+    # An editable install made before the package had an __init__ sees it as a namespace.
+    names = getattr(bundle, "__all__", [])
+    assert names == sorted(names)
+    assert all(hasattr(bundle, name) for name in names)
