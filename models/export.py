@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import tempfile
+import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -26,6 +28,7 @@ from tersor.models.weights import ResidentWeights, dtype_name
 GRAPH_ASSET = "graph.json"
 _FIRST_GROUP = "stem"  # weights outside numbered layers, by whether they come before those
 _LAST_GROUP = "head"
+_CONTAINERS = {dict, OrderedDict, tuple, list}  # of outputs; others mean a library's own classes
 _ROW_TOLERANCE = 1e-3  # relative; another batch size may pick another summation order
 
 
@@ -61,17 +64,51 @@ def program_from_exported(
             or calls an operator that this build does not allow.
     """
     exported = _functional(exported)
-    outputs = _output_names(exported, output_names)
-    core = rewrite(_saved_json(exported), _tied(exported))
+    return program_from_saved(
+        _saved_json(exported),
+        _weights(exported),
+        output_names=_output_names(exported, output_names),
+        examples=_examples(exported),
+        max_batch_size=max_batch_size,
+        text=text,
+    )
+
+
+def program_from_saved(
+    saved: Any,
+    weights: Mapping[str, Tensor],
+    *,
+    output_names: Sequence[str],
+    examples: Sequence[Tensor],
+    max_batch_size: int = 64,
+    text: TextFrontend | None = None,
+) -> GraphParts:
+    """Takes apart what `torch.export.save` wrote, without torch's own loader.
+
+    Args:
+        saved: `models/model.json`, parsed. From a foreign file it may be anything: the result is
+            checked as a bundle's graph is, but reducing it may raise KeyError, TypeError,
+            ValueError, IndexError, AttributeError, StopIteration or RecursionError.
+        weights: parameters, buffers and constants by name; equal memory is one weight.
+        output_names: one a result.
+        examples: inputs in order, to see whether rows of a batch are independent.
+        max_batch_size: as in `program_from_exported`, and so the rest.
+        text: how text becomes the inputs.
+
+    Raises:
+        UnsupportedProgramError: as `program_from_exported`.
+    """
+    core = rewrite(saved, _tied(weights))
     groups, order = _groups(core)
     core["weight_groups"] = groups
     graph_json = json.dumps(core, separators=(",", ":"), allow_nan=False).encode()
     graph = parse_graph(graph_json)
-    if len(outputs) != len(graph.outputs):
+    if len(output_names) != len(graph.outputs):
         raise UnsupportedProgramError(
-            f"the program returns {len(graph.outputs)} tensors, got {len(outputs)} names for them"
+            f"the program returns {len(graph.outputs)} tensors, got {len(output_names)} names "
+            "for them"
         )
-    tensors = _tensors(exported, groups, order)
+    tensors = _tensors(weights, groups, order)
     if any(group == UNUSED_GROUP for _, _, group in tensors):
         order = (*order, UNUSED_GROUP)
     program = GraphProgram(
@@ -80,16 +117,16 @@ def program_from_exported(
         torch_version=graph.torch_version,
         inputs=tuple(_spec(name, type_) for name, type_ in graph.inputs),
         outputs=tuple(
-            _spec(name, type_) for name, type_ in zip(outputs, graph.output_types, strict=True)
+            _spec(name, type_) for name, type_ in zip(output_names, graph.output_types, strict=True)
         ),
         group_order=order,
         text=text,
     )
     # Building the model resolves every operator: what cannot be served is refused here.
-    weights = ResidentWeights(_resident(tensors))
-    model = GraphModel(program, graph_json, weights, device=torch.device("cpu"))
+    resident = ResidentWeights(_resident(tensors))
+    model = GraphModel(program, graph_json, resident, device=torch.device("cpu"))
     largest = _largest_batch(graph, max_batch_size)
-    if largest is not None and _rows_are_independent(model, _examples(exported)):
+    if largest is not None and _rows_are_independent(model, examples):
         program = replace(program, batch_dim_dynamic=True, max_batch_size=largest)
     return GraphParts(program, graph_json, tensors)
 
@@ -99,8 +136,11 @@ def _functional(exported: ExportedProgram) -> ExportedProgram:
     for node in exported.graph.nodes:
         schema = getattr(node.target, "_schema", None)
         if node.op == "call_function" and schema is not None and schema.is_mutable:
-            # An empty table decomposes nothing: what is left is to functionalize.
-            functional: ExportedProgram = exported.run_decompositions({})
+            with warnings.catch_warnings():
+                # torch 2.13 uses an interface here that it deprecates itself.
+                warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+                # An empty table decomposes nothing: what is left is to functionalize.
+                functional: ExportedProgram = exported.run_decompositions({})
             return functional
     return exported
 
@@ -118,7 +158,7 @@ def _output_names(exported: ExportedProgram, given: Sequence[str] | None) -> lis
     spec = exported.call_spec.out_spec
     children = [] if spec is None else spec.children()
     plain = spec is not None and all(child.is_leaf() for child in children)
-    if spec is None or not plain or not (spec.is_leaf() or spec.type in {dict, tuple, list}):
+    if spec is None or not plain or not (spec.is_leaf() or spec.type in _CONTAINERS):
         kind = getattr(getattr(spec, "type", None), "__name__", "a nested structure")
         raise UnsupportedProgramError(
             f"the program returns {kind}; wrap the module so that it returns a tensor, a tuple of "
@@ -128,7 +168,7 @@ def _output_names(exported: ExportedProgram, given: Sequence[str] | None) -> lis
         return list(given)
     if spec.is_leaf():
         return ["output"]
-    if spec.type is dict:
+    if spec.type in {dict, OrderedDict}:
         return [str(key) for key in spec.context]
     return [f"output_{i}" for i in range(len(children))] if len(children) > 1 else ["output"]
 
@@ -139,11 +179,11 @@ def _weights(exported: ExportedProgram) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in values.items() if isinstance(value, Tensor)}
 
 
-def _tied(exported: ExportedProgram) -> dict[str, str]:
+def _tied(weights: Mapping[str, Tensor]) -> dict[str, str]:
     """Names of weights that are the very memory of an earlier one -> the earlier one's name."""
     first: dict[object, str] = {}
     tied = {}
-    for name, tensor in _weights(exported).items():
+    for name, tensor in weights.items():
         if tensor.numel():
             memory = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
             if first.setdefault(memory, name) != name:
@@ -178,9 +218,8 @@ def _numbered_layer(name: str) -> str | None:
 
 
 def _tensors(
-    exported: ExportedProgram, groups: Mapping[str, str], order: Sequence[str]
+    values: Mapping[str, Tensor], groups: Mapping[str, str], order: Sequence[str]
 ) -> list[tuple[str, Tensor, str]]:
-    values = _weights(exported)
     by_group: dict[str, list[str]] = {group: [] for group in (*order, UNUSED_GROUP)}
     for name, group in groups.items():
         by_group[group].append(name)
