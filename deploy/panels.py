@@ -258,13 +258,17 @@ GENERATION: Final = Row(
         ),
         Panel(
             title="Prompt length",
-            width=12,
             queries=quantiles("tersor_request_prompt_tokens", points=(50, 95)),
         ),
         Panel(
             title="Continuation length",
-            width=12,
             queries=quantiles("tersor_request_generated_tokens", points=(50, 95)),
+        ),
+        Panel(
+            title="Requests that gave up their pages",
+            description="They are computed again later: keys and values are too small.",
+            unit="ops",
+            queries=rate("tersor_preemptions_total", by="model"),
         ),
     ),
 )

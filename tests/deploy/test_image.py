@@ -150,6 +150,29 @@ class TestInstructions:
         for name in ("runtime", "cpu"):
             assert not any("apt-get" in item.text for item in stages()[name].all("RUN"))
 
+    def test_every_shell_line_parses(self) -> None:
+        lines = [item.text for stage in stages().values() for item in stage.all("RUN")]
+        assert len(lines) >= 6
+        for line in lines:
+            subprocess.run(["/bin/sh", "-n", "-c", line], check=True)
+
+    @pytest.mark.parametrize(
+        ("index", "expected"), [("", "torch"), ("x:/cpu", "--index-url x:/cpu torch")]
+    )
+    def test_the_index_of_torch_is_an_argument(self, index: str, expected: str) -> None:
+        (line,) = (
+            item.text for item in stages()["environment"].all("RUN") if "TORCH_INDEX" in item.text
+        )
+        options = line[line.index("${TORCH_INDEX_URL") : line.index("&&")]
+        shown = subprocess.run(
+            ["/bin/sh", "-c", f"echo {options}"],
+            env={"TORCH_INDEX_URL": index},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert shown.stdout.strip() == expected
+
     def test_nothing_for_development_is_installed(self) -> None:
         text = " ".join(item.text for item in stages()["environment"].all("RUN"))
         assert "[" not in text, "an extra is named"
