@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from tersor.bundle.codecs import ZstdCodec
 from tersor.bundle.container import FOOTER_BYTES, Footer, pack_manifest, unpack_manifest
 from tersor.bundle.dtypes import AnyArray, ByteArray, numpy_dtype
+from tersor.bundle.errors import BundleError, BundleFormatError
 from tersor.bundle.manifest import Manifest, SourceSlice
 from tersor.bundle.program import DecoderProgram, GraphProgram, TensorSpec
 from tersor.bundle.reader import BundleReader
 from tersor.bundle.writer import BundleWriter, PlaneData
+
+Json = dict[str, Any]
 
 PRODUCER = "tersor test"
 
@@ -176,3 +180,21 @@ def forge(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
         return json.dumps(value, ensure_ascii=False).encode()
 
     forge_text(path, changed)
+
+
+def refuses(path: Path, message: str, kind: type[BundleError] = BundleFormatError) -> None:
+    """Asserts that opening and reading everything ends in `kind` with `message`."""
+    with pytest.raises(kind, match=message):
+        read_all(path)
+
+
+def chunk_of(value: Json, plane: int = 0, stream: int = 0, index: int = 0) -> Json:
+    """A chunk of a manifest's JSON."""
+    chunk: Json = value["planes"][plane]["streams"][stream]["chunks"][index]
+    return chunk
+
+
+def asset_of(value: Json, index: int) -> Json:
+    """The chunk of an asset of a manifest's JSON."""
+    chunk: Json = value["assets"][index]["chunk"]
+    return chunk
