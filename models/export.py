@@ -9,6 +9,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,11 @@ from torch.utils import _pytree as pytree
 
 from tersor.bundle.program import UNUSED_GROUP, GraphProgram, TensorSpec, TextFrontend
 from tersor.kernels.dense import DenseLayout
-from tersor.models.errors import UnsupportedProgramError
+from tersor.models.errors import (
+    InvalidInputError,
+    ProgramFailedError,
+    UnsupportedProgramError,
+)
 from tersor.models.graph import GraphModel
 from tersor.models.graph_ir import Graph, TensorType
 from tersor.models.graph_json import parse_graph
@@ -29,6 +34,8 @@ GRAPH_ASSET = "graph.json"
 _FIRST_GROUP = "stem"  # weights outside numbered layers, by whether they come before those
 _LAST_GROUP = "head"
 _CONTAINERS = {dict, OrderedDict, tuple, list}  # of outputs; others mean a library's own classes
+_EXAMPLE_SIZE = 4  # of a dynamic dimension, where the program's range admits it
+_MAX_EXAMPLE_ELEMENTS = 1 << 24
 _ROW_TOLERANCE = 1e-3  # relative; another batch size may pick another summation order
 
 
@@ -79,7 +86,7 @@ def program_from_saved(
     weights: Mapping[str, Tensor],
     *,
     output_names: Sequence[str],
-    examples: Sequence[Tensor],
+    examples: Sequence[Tensor] | None = None,
     max_batch_size: int = 64,
     text: TextFrontend | None = None,
 ) -> GraphParts:
@@ -91,7 +98,8 @@ def program_from_saved(
             ValueError, IndexError, AttributeError, StopIteration or RecursionError.
         weights: parameters, buffers and constants by name; equal memory is one weight.
         output_names: one a result.
-        examples: inputs in order, to see whether rows of a batch are independent.
+        examples: inputs in order, to see whether rows of a batch are independent; None makes up
+            tensors of ones, and does not batch a program that fails on them.
         max_batch_size: as in `program_from_exported`, and so the rest.
         text: how text becomes the inputs.
 
@@ -126,7 +134,7 @@ def program_from_saved(
     resident = ResidentWeights(_resident(tensors))
     model = GraphModel(program, graph_json, resident, device=torch.device("cpu"))
     largest = _largest_batch(graph, max_batch_size)
-    if largest is not None and _rows_are_independent(model, examples):
+    if largest is not None and _can_batch(model, graph, examples):
         program = replace(program, batch_dim_dynamic=True, max_batch_size=largest)
     return GraphParts(program, graph_json, tensors)
 
@@ -256,6 +264,31 @@ def _examples(exported: ExportedProgram) -> list[Tensor]:
     return [
         leaf for leaf in pytree.tree_leaves(exported.example_inputs) if isinstance(leaf, Tensor)
     ]
+
+
+def _can_batch(model: GraphModel, graph: Graph, examples: Sequence[Tensor] | None) -> bool:
+    if examples is not None:
+        return _rows_are_independent(model, examples)
+    try:
+        return _rows_are_independent(model, _made_up(graph))
+    except (InvalidInputError, ProgramFailedError):
+        return False
+
+
+def _made_up(graph: Graph) -> list[Tensor]:
+    """Ones of the inputs' types; none where a size is computed, or too large to try."""
+    tensors = []
+    for _, type_ in graph.inputs:
+        sizes = []
+        for dim in type_.shape:
+            low, high = (
+                graph.ranges.get(dim, (0, _EXAMPLE_SIZE)) if isinstance(dim, str) else (0, 0)
+            )
+            sizes.append(dim if isinstance(dim, int) else max(low, min(_EXAMPLE_SIZE, high)))
+        if None in type_.shape or prod(sizes) > _MAX_EXAMPLE_ELEMENTS:
+            return []
+        tensors.append(torch.ones(sizes, dtype=type_.dtype))
+    return tensors
 
 
 def _rows_are_independent(model: GraphModel, examples: Sequence[Tensor]) -> bool:
