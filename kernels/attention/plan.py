@@ -50,7 +50,8 @@ class AttentionPlan:
         self._page_tokens = page_tokens
         self._padding_page = padding_page
         self._device = device
-        self._tokens = sum(span.queries for span in spans)
+        self._counts = [span.queries for span in spans]
+        self._tokens = sum(self._counts)
         self._slots = torch.tensor(_slots(spans, page_tokens), device=device)  # [T]
         batched = device.type != "cpu" if batched is None else batched
         self._alone: list[_Alone] = []
@@ -86,15 +87,23 @@ class AttentionPlan:
             LayoutError: an operand does not fit the plan.
         """
         self._check(q, cache)
-        outputs = [item.attend(q, cache, scale, window) for item in self._alone]
+        kv_heads = cache.shape[3]
+        heads = q.view(q.shape[0], kv_heads, -1, q.shape[2])  # [T, kv_heads, share, head_dim]
         if not self._batched:
-            return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-        out = torch.empty_like(q)
-        for item, output in zip(self._alone, outputs, strict=True):
-            out[item.first : item.first + item.span.queries] = output
+            parts = heads.split(self._counts)
+            outputs = [
+                item.attend(part, cache, scale, window)
+                for item, part in zip(self._alone, parts, strict=True)
+            ]
+            out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+            return out.view(q.shape)
+        out = torch.empty_like(heads)
+        for item in self._alone:
+            rows = slice(item.first, item.first + item.span.queries)
+            out[rows] = item.attend(heads[rows], cache, scale, window)
         for group in self._grouped(window):
-            group.attend(q, cache, scale, out)
-        return out
+            group.attend(heads, cache, scale, out)
+        return out.view(q.shape)
 
     def _check(self, q: Tensor, cache: Tensor) -> None:
         if q.dim() != 3 or q.shape[0] != self._tokens:
@@ -138,31 +147,24 @@ class _Alone:
         self._masks: dict[int | None, Tensor] = {}
 
     def attend(self, q: Tensor, cache: Tensor, scale: float, window: int | None) -> Tensor:
+        """Attends q [queries, kv_heads, share, head_dim]; the same shape comes back, contiguous."""
         span = self.span
-        _, heads, head_dim = q.shape
-        kv_heads = cache.shape[3]
-        share = heads // kv_heads
         low = 0 if window is None else max(0, span.start + 1 - window)
         keys, values = self._keys_values(cache, low)  # [1, kv_heads, n, head_dim]
-        q = q[self.first : self.first + span.queries]
-        if span.queries == 1:  # it sees every key, and the heads of a kv head are rows of one query
-            grouped = q.reshape(1, kv_heads, share, head_dim)
-            y = F.scaled_dot_product_attention(grouped, keys, values, scale=scale)
-            return y.reshape(1, heads, head_dim)
+        if span.queries == 1:  # sees every key, and the heads of a kv head are rows of one query
+            return F.scaled_dot_product_attention(q, keys, values, scale=scale)
         count = keys.shape[2]
         causal = count == span.queries and (window is None or window >= count)
-        shape = (kv_heads, share, count, head_dim)
+        shape = (q.shape[1], q.shape[2], count, q.shape[3])
         y = F.scaled_dot_product_attention(
-            q.view(span.queries, kv_heads, share, head_dim).permute(
-                1, 2, 0, 3
-            ),  # [kv_heads, share, T, head_dim]
+            q.permute(1, 2, 0, 3),  # [kv_heads, share, T, head_dim]: expanding keys copies nothing
             keys.transpose(0, 1).expand(shape),
             values.transpose(0, 1).expand(shape),
             attn_mask=None if causal else self._mask(count, window, q.dtype, q.device),
             is_causal=causal,
             scale=scale,
         )
-        return y.permute(2, 0, 1, 3).reshape(q.shape)
+        return y.permute(2, 0, 1, 3).contiguous()
 
     def _keys_values(self, cache: Tensor, low: int) -> tuple[Tensor, Tensor]:
         """Keys and values of tokens `low` … context-1."""
@@ -238,9 +240,9 @@ class _Group:
         kv_heads, head_dim = cache.shape[3:]
         kv = cache.index_select(0, self._table)
         kv = kv.view(count, -1, 2, kv_heads, head_dim).permute(2, 0, 3, 1, 4)
-        queries = q.index_select(0, self._rows).view(count, kv_heads, -1, head_dim)
+        queries = q.index_select(0, self._rows)  # [B, kv_heads, share, head_dim]
         y = F.scaled_dot_product_attention(queries, kv[0], kv[1], attn_mask=self._mask, scale=scale)
-        out.index_copy_(0, self._rows, y.reshape(count, -1, head_dim))
+        out.index_copy_(0, self._rows, y)
 
 
 def _visible(span: Span, page_tokens: int, window: int | None) -> _Visible:

@@ -248,8 +248,8 @@ class DecoderEngine:
                 f"limit; try again in {retry:.2g} s",
                 retry_after_seconds=retry,
             )
-        if sequence.deadline is None:
-            return
+        if sequence.deadline is None or not (running or waiting):
+            return  # an idle engine tries, or rates that are too slow would never be corrected
         prompts = scheduler.waiting_prompt_tokens + sum(s.prompt_tokens for s in self._inbox)
         seconds = self._rates.first_token_seconds(
             ahead=waiting,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-_WEIGHT = 0.1  # of the newest measurement: about the last ten count
+# Weight of the newest measurement. A slow one, such as a first pass that compiles kernels, is soon
+# forgotten: who is refused for a rate that is too slow cannot correct it.
+_WEIGHT_SLOWER, _WEIGHT_FASTER = 0.1, 0.5
+_WEIGHT_LENGTH = 0.2
 _RETRY_UNKNOWN_SECONDS = 1.0  # before anything was measured
 _RETRY_MIN_SECONDS, _RETRY_MAX_SECONDS = 0.05, 60.0
 
@@ -17,15 +20,16 @@ class Rates:
 
     def prefilled(self, seconds: float, tokens: int) -> None:
         """One prefill pass, without the time it waited for weights."""
-        self._token_seconds = _average(self._token_seconds, seconds / tokens)
+        self._token_seconds = _rate(self._token_seconds, seconds / tokens)
 
     def decoded(self, seconds: float) -> None:
         """One decode step, without the time it waited for weights."""
-        self._step_seconds = _average(self._step_seconds, seconds)
+        self._step_seconds = _rate(self._step_seconds, seconds)
 
     def completed(self, tokens: int) -> None:
         """A sequence left with `tokens` generated."""
-        self._completion_tokens = _average(self._completion_tokens, float(tokens))
+        old = tokens if self._completion_tokens is None else self._completion_tokens
+        self._completion_tokens = old + _WEIGHT_LENGTH * (tokens - old)
 
     def first_token_seconds(
         self, *, ahead: int, prompt_tokens: int, running: int, max_batch_size: int
@@ -63,5 +67,7 @@ class Rates:
         return self._completion_tokens * self._step_seconds / max_batch_size
 
 
-def _average(old: float | None, new: float) -> float:
-    return new if old is None else old + _WEIGHT * (new - old)
+def _rate(old: float | None, new: float) -> float:
+    if old is None:
+        return new
+    return old + (_WEIGHT_SLOWER if new > old else _WEIGHT_FASTER) * (new - old)

@@ -91,7 +91,7 @@ class FakeClock:
 class ScriptedModel:
     """Answers with the token that `script` has at the position of the next token.
 
-    `fail` is raised by a pass over any of the `poisoned` tokens, or by every pass if there are none.
+    `fail` is raised by passes over any of the `poisoned` tokens, or by every pass without any.
     """
 
     def __init__(

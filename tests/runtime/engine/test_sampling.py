@@ -42,7 +42,7 @@ def _logits(vocab: int, *, rows: int = 1, seed: int = 0) -> Tensor:
 
 
 def _distribution(logits: list[float], sampling: SamplingParams) -> list[tuple[int, float]]:
-    """(token, probability) of what the filters leave: by id, or best first if they need the order."""
+    """(token, probability) of what the filters leave: by id, or best first if ranked."""
     scaled = [x / sampling.temperature for x in logits]
     top = max(scaled)
     weights = {i: math.exp(x - top) for i, x in enumerate(scaled)}
@@ -97,16 +97,15 @@ def test_draws_follow_the_distribution(sampling: dict[str, Any]) -> None:
 def test_a_draw_inverts_the_cumulative_distribution(vocab: int) -> None:
     """The exact token, whether few candidates or the whole row had to be sorted."""
     rng = random.Random(vocab)
-    settings: list[SamplingParams] = []
-    for _ in range(120):
-        settings.append(
-            SamplingParams(
-                temperature=rng.choice([0.2, 1.0, 4.0, 30.0]),
-                top_k=rng.choice([0, 1, 5, 300]),
-                top_p=rng.choice([0.3, 0.9, 0.999, 1.0]),
-                min_p=rng.choice([0.0, 0.01, 0.3]),
-            )
+    settings = [
+        SamplingParams(
+            temperature=rng.choice([0.2, 1.0, 4.0, 30.0]),
+            top_k=rng.choice([0, 1, 5, 300]),
+            top_p=rng.choice([0.3, 0.9, 0.999, 1.0]),
+            min_p=rng.choice([0.0, 0.01, 0.3]),
         )
+        for _ in range(120)
+    ]
     logits = _logits(vocab, rows=len(settings), seed=vocab)
     draws = [Draw(s, uniform(i, 0)) for i, s in enumerate(settings)]
     got = draw(logits.clone(), draws)

@@ -136,7 +136,7 @@ def test_32_streams_with_cancellations_and_deadlines() -> None:
 
 
 def test_preempted_answers_are_the_same() -> None:
-    """A cache that cannot hold the batch: the youngest are computed again, the text does not change."""
+    """A cache that cannot hold the batch: the youngest are computed again, to the same text."""
     requests = _requests(24, seed=2)
     expected = _alone(requests)
     rig = make_rig(config=SMALL_CROWD)
@@ -176,7 +176,7 @@ def test_prefill_chunks_depend_on_the_prompt_alone() -> None:
     for length in (3, 21, 11):
         crowd.submit("x" * length, max_tokens=2)
     crowd.run()
-    # A step computes at most 8 prompt tokens: 3, then the first chunk of 21 does not fit, and so on.
+    # A step computes at most 8 prompt tokens: 3, then a chunk of 8 does not fit, and so on.
     assert [tokens for _, tokens in _log(crowd)] == [3, 8, 8, 5, 8, 3]
 
 

@@ -160,7 +160,7 @@ def test_a_step_that_fails_ends_the_requests_and_not_the_engine(
     for sink in sinks:
         sink.wait()
         assert isinstance(sink.error, InternalError)
-    del observer.prefill  # type: ignore[attr-defined]
+    del observer.prefill
     healed = _submit(rig, "x", max_tokens=2)
     healed.wait()
     assert len(healed.token_ids) == 2
