@@ -21,7 +21,7 @@ def check_tensor(
     device: torch.device | None = None,
     contiguous: bool = True,
 ) -> None:
-    """Raises LayoutError unless `tensor` is what a kernel relies on; None in `shape` is any size."""
+    """Raises LayoutError unless `tensor` is what a kernel relies on; None is any size."""
     if shape is not None and (
         tensor.dim() != len(shape)
         or any(want not in (None, got) for want, got in zip(shape, tensor.shape, strict=True))

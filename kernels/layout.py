@@ -19,7 +19,7 @@ Params = Mapping[str, str | int | float | bool | None]
 
 @dataclass(frozen=True, slots=True)
 class PlaneSpec:
-    """Dtype name (as in the bundle manifest: "u4", "i8", "bf16", …) and shape of a plane at rest."""
+    """Dtype name (as in the bundle manifest: "u4", "i8", "bf16", …) and shape of a plane."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -54,7 +54,7 @@ class Layout(ABC):
         params: Params,
         device: torch.device,
     ) -> Self:
-        """Packs canonical planes (host tensors as in `plane_specs`; `u4` is uint8 0..15) for `device`.
+        """Packs canonical planes for `device` (host tensors as in `plane_specs`; `u4` is uint8 0..15).
 
         Does not keep references to `planes` unless it needs no repacking (dense on the host): the
         caller gives up ownership. Raises LayoutError for missing, unknown or mis-shaped planes.
@@ -72,7 +72,7 @@ class Layout(ABC):
     def rows(self, indices: Tensor, dtype: torch.dtype) -> Tensor:
         """Embedding lookup: indices [...] int64 -> [..., K] in `dtype`."""
 
-    def prepare(self, activations: torch.dtype) -> None:  # noqa: B027  # most layouts have nothing to do
+    def prepare(self, activations: torch.dtype) -> None:  # noqa: B027  # most have nothing to do  # most layouts have nothing to do
         """Does now what the first `matmul` with such activations would do once.
 
         Afterwards `resident_bytes` is final for them. Optional: `matmul` never depends on it.

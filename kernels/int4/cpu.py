@@ -1,9 +1,9 @@
-"""CPU form of the `int4` layout: torch's int4 tiles.
+"""CPU path of the `int4` layout: torch's int4 tiles.
 
 A tile holds the nibbles of `tile_rows()` weight rows (64 with AVX-512, 32 with AVX2): for each
 column k, byte d is row d in the low half and row d + tile_rows/2 in the high half, so that one load
-gives a vector of rows. torch does not document this order; `tile_rows` probes it once and the form is
-not offered where it differs. Scales and offsets are pairs (s, (8 - z) * s) in bf16,
+gives a vector of rows. torch does not document this order; `tile_rows` probes it once and the form
+is not offered where it differs. Scales and offsets are pairs (s, (8 - z) * s) in bf16,
 w = (code - 8) * s + offset.
 
 Up to PACKED_MAX_ROWS rows torch's packed kernel reads the tiles; each row's result has the same
@@ -13,27 +13,23 @@ in fp32 (bf16 where the CPU has it).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from tersor.kernels.cpu import gemm_dtype, padded_columns
-from tersor.kernels.int4.form import Planes
 
 OP_GROUPS = (256, 128, 64, 32)  # what the packed kernel takes
 # Break-even at 4096x4096, one thread (benchmarks/cpu_matmul.py): 0.46 ms per row packed, against
 # 22 ms to decode plus 0.2-0.3 ms per row.
 PACKED_MAX_ROWS = 96
 TILES_AT_A_TIME = 4  # 4 x 64 rows x 4096 columns decoded to fp32 are 4 MiB, in cache for the matmul
-ROWS_TO_PACK = 512  # torch packs from int32: in blocks, so that loading needs no 8-fold copy
 
 
 @cache
 def tile_rows() -> int | None:
-    """Weight rows in a tile of this machine's torch; None if its order of nibbles is another one."""
+    """Weight rows in a tile of this machine's torch; None if its order of nibbles is another."""
     return next((rows for rows in (64, 32, 16) if _has_tiles_of(rows)), None)
 
 
@@ -42,12 +38,12 @@ def _has_tiles_of(rows: int) -> bool:
     index = torch.arange(n * k, dtype=torch.int32).view(n, k)
     source = torch.zeros(n // rows, k, rows, dtype=torch.int32)
     for shift in range(0, 12, 4):  # 12 bits number 2 x 64 x 32 weights
-        tiles = _convert((index >> shift) & 15).view(n // rows, k, rows // 2)
+        tiles = convert((index >> shift) & 15).view(n // rows, k, rows // 2)
         source |= torch.cat((tiles & 15, tiles >> 4), dim=2).to(torch.int32) << shift
     return torch.equal(source, index.view(n // rows, rows, k).transpose(1, 2))
 
 
-def _convert(codes: Tensor) -> Tensor:
+def convert(codes: Tensor) -> Tensor:
     """Packs codes int32 [N, K] to tiles uint8 [N, K/2]."""
     tiles: Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)  # noqa: SLF001
     return tiles
@@ -57,63 +53,6 @@ def op_group(group: int, k: int) -> int | None:
     """The packed kernel's group size for ours, or None: a longer group repeats its scale."""
     length = group if group < k else -(-k // 32) * 32
     return next((size for size in OP_GROUPS if length % size == 0), None)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TilesForm:
-    """Codes in torch's tile order, padded to whole tiles and whole groups."""
-
-    n: int
-    k: int
-    group: int  # one of OP_GROUPS
-    tiles: Tensor  # uint8 [Np, Kp/2]
-    scale_offset: Tensor  # bf16 [Kp/group, Np, 2]
-
-    @classmethod
-    def pack(cls, planes: Planes, group: int, rows: int) -> TilesForm:
-        """Packs for the packed kernel's `group` (see `op_group`) and tiles of `rows` rows."""
-        n, k = planes.codes.shape
-        padded_n, padded_k = -(-n // rows) * rows, -(-k // group) * group
-        blocks = [
-            _convert(_padded(planes.codes[start : start + ROWS_TO_PACK], rows, padded_k))
-            for start in range(0, n, ROWS_TO_PACK)
-        ]
-        scales = planes.scales.to(torch.float32)
-        offsets = (8 - planes.zeros_or_default().to(torch.float32)) * scales
-        pairs = torch.stack((scales, offsets), dim=-1).to(torch.bfloat16)  # [N, G, 2]
-        ours = torch.arange(0, padded_k, group).div_(planes.group, rounding_mode="floor")
-        pairs = pairs[:, ours.clamp_(max=pairs.shape[1] - 1)]  # [N, Kp/group, 2]
-        pairs = F.pad(pairs, (0, 0, 0, 0, 0, padded_n - n)).transpose(0, 1).contiguous()
-        return cls(n=n, k=k, group=group, tiles=torch.cat(blocks), scale_offset=pairs)
-
-    def matmul(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        y: Tensor = torch.ops.tersor.int4_matmul_tiles(
-            x, self.tiles, self.scale_offset, self.n, self.group, bias
-        )
-        return y
-
-    def dequantize(self) -> Tensor:
-        decoded = _decode_tiles(*self._tiled(), torch.float32)  # [tiles, Kp, rows]
-        return (
-            decoded.transpose(1, 2).reshape(-1, decoded.shape[1])[: self.n, : self.k].contiguous()
-        )
-
-    def rows(self, indices: Tensor) -> Tensor:
-        tiles, _ = self._tiled()
-        half = tiles.shape[2]
-        lane = indices % (2 * half)
-        bytes_ = tiles[indices // (2 * half), :, lane % half]  # [T, Kp]
-        codes = torch.where((lane >= half)[:, None], bytes_ >> 4, bytes_ & 15)
-        pairs = self.scale_offset[:, indices].to(torch.float32)  # [Kp/group, T, 2]
-        pairs = pairs.transpose(0, 1).repeat_interleave(self.group, 1)  # [T, Kp, 2]
-        return ((codes.to(torch.float32) - 8) * pairs[..., 0] + pairs[..., 1])[:, : self.k]
-
-    @property
-    def nbytes(self) -> int:
-        return self.tiles.nbytes + self.scale_offset.nbytes
-
-    def _tiled(self) -> tuple[Tensor, Tensor]:
-        return _by_tile(self.tiles, self.scale_offset)
 
 
 def matmul(
@@ -133,17 +72,17 @@ def matmul(
 def _decoded_matmul(x: Tensor, tiles: Tensor, scale_offset: Tensor) -> Tensor:
     dtype = gemm_dtype(x)
     wide_x = x.to(dtype)
-    by_tile, pairs = _by_tile(tiles, scale_offset)
-    count, _, half = by_tile.shape
+    tiles, pairs = by_tile(tiles, scale_offset)
+    count, _, half = tiles.shape
     y = torch.empty(x.shape[0], count, 2 * half, dtype=dtype)
     for start in range(0, count, TILES_AT_A_TIME):
         block = slice(start, start + TILES_AT_A_TIME)
-        weight = _decode_tiles(by_tile[block], pairs[block], dtype)  # [b, Kp, rows]
+        weight = decode_tiles(tiles[block], pairs[block], dtype)  # [b, Kp, rows]
         y[:, block] = (wide_x @ weight).transpose(0, 1)  # [b, M, rows]
     return y.view(x.shape[0], -1)
 
 
-def _by_tile(tiles: Tensor, scale_offset: Tensor) -> tuple[Tensor, Tensor]:
+def by_tile(tiles: Tensor, scale_offset: Tensor) -> tuple[Tensor, Tensor]:
     """Views by tile: bytes [tiles, Kp, rows/2], pairs [tiles, Kp/group, rows, 2]."""
     rows = tile_rows()
     assert rows is not None, "tiles are only packed where their order is known"
@@ -152,7 +91,7 @@ def _by_tile(tiles: Tensor, scale_offset: Tensor) -> tuple[Tensor, Tensor]:
     return tiles.view(padded_n // rows, -1, rows // 2), pairs
 
 
-def _decode_tiles(tiles: Tensor, pairs: Tensor, dtype: torch.dtype) -> Tensor:
+def decode_tiles(tiles: Tensor, pairs: Tensor, dtype: torch.dtype) -> Tensor:
     """Decodes tiles [b, Kp, rows/2] with pairs [b, Kp/group, rows, 2] to weights [b, Kp, rows]."""
     count, padded_k, half = tiles.shape
     groups = pairs.shape[1]
@@ -164,9 +103,3 @@ def _decode_tiles(tiles: Tensor, pairs: Tensor, dtype: torch.dtype) -> Tensor:
     grouped = weights.view(count, groups, padded_k // groups, 2 * half)
     torch.addcmul(offsets[:, :, None], grouped, scales[:, :, None], out=grouped)
     return weights.to(dtype)
-
-
-def _padded(codes: Tensor, row_multiple: int, columns: int) -> Tensor:
-    """Widens codes uint8 to int32, with zeros up to whole tiles and `columns`: their scale or x is zero."""
-    n, k = codes.shape
-    return F.pad(codes.to(torch.int32), (0, columns - k, 0, -n % row_multiple))

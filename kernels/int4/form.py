@@ -1,4 +1,4 @@
-"""The forms in which an int4 weight can be resident; which one is chosen depends on device and group."""
+"""The forms in which an int4 weight can be resident, chosen by device and group."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Form(Protocol):
     """A packed int4 weight on its device. Immutable."""
 
     def matmul(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """x [M, K] contiguous, fp32 or bf16 -> [M, N] in x.dtype."""
+        """Multiplies x [M, K] contiguous, fp32 or bf16 -> [M, N] in x.dtype."""
         ...
 
     def dequantize(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""The `int4` layout: four bits per weight, a scale per group of columns, and optionally a zero point."""
+"""The `int4` layout: four bits per weight, a scale and perhaps a zero per group of columns."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ from tersor.kernels.checks import (
     check_planes,
 )
 from tersor.kernels.errors import LayoutError
-from tersor.kernels.int4 import cpu, ops
+from tersor.kernels.int4 import cpu
 from tersor.kernels.int4.form import Form, Planes
 from tersor.kernels.int4.nibbles import NibblesForm
+from tersor.kernels.int4.packing import block_words
+from tersor.kernels.int4.tiles import TilesForm
+from tersor.kernels.int4.words import WordsForm
 from tersor.kernels.layout import Layout, Params, PlaneSpec
 
 
@@ -26,8 +29,8 @@ class Int4Layout(Layout):
     """w = (codes - zeros) * scales, with zeros = 8 where symmetric.
 
     Planes: `codes` u4 [N, K], `scales` bf16 [N, G] and, unless symmetric, `zeros` u4 [N, G], where
-    G = ceil(K / group). Parameters: `group` (columns that share a scale; 0 is the whole row; the last
-    group may be short) and `symmetric`.
+    G = ceil(K / group). Parameters: `group` (columns that share a scale; 0 is the whole row; the
+    last group may be short) and `symmetric`.
 
     `matmul` rounds fp32 activations to bf16. On the CPU (8 - zero) * scale is held in bf16, so an
     asymmetric weight may differ from its definition by up to 1/64 of a step; results for up to
@@ -110,7 +113,11 @@ def _pack(planes: Planes) -> Form:
         group = cpu.op_group(planes.group, planes.codes.shape[1])
         rows = cpu.tile_rows()
         if group is not None and rows is not None:
-            return cpu.TilesForm.pack(planes, group, rows)
+            return TilesForm.pack(planes, group, rows)
+    else:
+        bw = block_words(planes.group, planes.codes.shape[1])
+        if bw is not None:
+            return WordsForm.pack(planes, bw)
     return NibblesForm.pack(planes)
 
 

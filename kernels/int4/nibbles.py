@@ -1,7 +1,8 @@
-"""Fallback form of the `int4` layout for groups that no fast kernel takes (not a multiple of 16 or 32).
+"""Fallback form of the `int4` layout, for groups that no fast kernel takes (not multiples of 32).
 
-Two columns a byte, low half first. `matmul` decodes the weight once per call, some rows at a time: right
-everywhere, but it reads and writes the decoded weight, so recipes should stay with groups of 32, 64, 128.
+Two columns a byte, low half first. `matmul` decodes the weight once per call, some rows at a time:
+right everywhere, but it reads and writes the decoded weight, so recipes should stay with groups of
+32, 64, 128 or a whole row.
 """
 
 from __future__ import annotations

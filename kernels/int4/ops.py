@@ -5,11 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tersor.kernels.int4 import cpu
+from tersor.kernels.int4 import cpu, packing
 
 LIBRARY = torch.library.Library("tersor", "FRAGMENT")
 LIBRARY.define(
     "int4_matmul_tiles(Tensor x, Tensor tiles, Tensor scale_offset, int n, int group, "
+    "Tensor? bias=None) -> Tensor"
+)
+LIBRARY.define(
+    "int4_matmul_words(Tensor x, Tensor words, Tensor scales, Tensor? zeros, int group, "
     "Tensor? bias=None) -> Tensor"
 )
 
@@ -21,8 +25,80 @@ def _tiles_cpu(
     return cpu.matmul(x, tiles, scale_offset, n, group, bias)
 
 
-@torch.library.register_fake("tersor::int4_matmul_tiles", lib=LIBRARY)
 def _tiles_fake(
     x: Tensor, tiles: Tensor, scale_offset: Tensor, n: int, group: int, bias: Tensor | None = None
 ) -> Tensor:
+    del tiles, scale_offset, group, bias  # the shape does not depend on them
     return x.new_empty(x.shape[0], n)
+
+
+torch.library.register_fake("tersor::int4_matmul_tiles", _tiles_fake, lib=LIBRARY)
+
+
+@torch.library.impl(LIBRARY, "int4_matmul_words", "CPU")
+def _words_cpu(
+    x: Tensor,
+    words: Tensor,
+    scales: Tensor,
+    zeros: Tensor | None,
+    group: int,
+    bias: Tensor | None = None,
+) -> Tensor:
+    return packing.matmul_words(x, words, scales, zeros, group, bias)
+
+
+@torch.library.impl(LIBRARY, "int4_matmul_words", "CUDA")
+def _words_cuda(
+    x: Tensor,
+    words: Tensor,
+    scales: Tensor,
+    zeros: Tensor | None,
+    group: int,
+    bias: Tensor | None = None,
+) -> Tensor:
+    from tersor.kernels.int4 import triton  # imports triton, which a CPU need not have
+
+    return triton.matmul(x, words, scales, zeros, group, bias)
+
+
+def _words_fake(
+    x: Tensor,
+    words: Tensor,
+    scales: Tensor,
+    zeros: Tensor | None,
+    group: int,
+    bias: Tensor | None = None,
+) -> Tensor:
+    del scales, zeros, group, bias  # the shape does not depend on them
+    return x.new_empty(x.shape[0], words.shape[0])
+
+
+torch.library.register_fake("tersor::int4_matmul_words", _words_fake, lib=LIBRARY)
+
+
+def int4_matmul_tiles(
+    x: Tensor, tiles: Tensor, scale_offset: Tensor, n: int, group: int, bias: Tensor | None
+) -> Tensor:
+    """Multiplies x [M, K] contiguous (fp32 or bf16) by tiles on a CPU, adds bias [n] -> [M, n].
+
+    Args:
+        x: rounded to bf16 up to PACKED_MAX_ROWS rows; the result is in x.dtype.
+        tiles: uint8 [Np, Kp/2] and
+        scale_offset: bf16 [Kp/group, Np, 2] as TilesForm packs them.
+        n: rows of the weight without padding.
+        group: columns per scale, 32, 64, 128 or 256.
+        bias: [n] or None.
+    """
+    y: Tensor = torch.ops.tersor.int4_matmul_tiles(x, tiles, scale_offset, n, group, bias)
+    return y
+
+
+def int4_matmul_words(
+    x: Tensor, words: Tensor, scales: Tensor, zeros: Tensor | None, group: int, bias: Tensor | None
+) -> Tensor:
+    """Multiplies x [M, K] contiguous (fp32 or bf16) by words, adds bias [N] -> [M, N] in x.dtype.
+
+    The arguments are those of the launcher (triton.py); on a CPU plain torch computes it.
+    """
+    y: Tensor = torch.ops.tersor.int4_matmul_words(x, words, scales, zeros, group, bias)
+    return y

@@ -1,4 +1,7 @@
-"""The definition of the `int4` layout: w[n, k] = (codes[n, k] - zeros[n, g]) * scales[n, g], g = k // group."""
+"""The definition of the `int4` layout, in float32.
+
+w[n, k] = (codes[n, k] - zeros[n, g]) * scales[n, g], g = k // group
+"""
 
 from __future__ import annotations
 
