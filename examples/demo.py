@@ -25,6 +25,7 @@ HERE = Path(__file__).resolve().parent
 OUT = HERE.parent / "out" / "demo"
 RECIPES = ("lossless", "int8", "int4")
 EVAL_TOKENS = 4096  # enough for two digits of KL, seconds on two cores
+HIDDEN = ("_bucket", "_created", "_sum")  # a histogram is shown once, by its count and mean
 PROMPT = "def fibonacci(n):\n"
 SENTENCES = ("A cat sits on the mat.", "A kitten rests on a rug.", "Stocks fell sharply on Monday.")
 
@@ -169,17 +170,19 @@ def embed(channel: grpc.Channel) -> None:
 
 
 def print_moved(before: dict[str, float], after: dict[str, float]) -> None:
-    """The metrics that the two requests changed; buckets left out."""
+    """What the two requests changed: counters and gauges, and for histograms count and mean."""
     say("Metrics that moved")
-    for name, value in sorted(after.items()):
-        moved = value - before.get(name, 0.0)
-        if (
-            name.startswith("tersor_")
-            and "_bucket" not in name
-            and "_created" not in name
-            and moved
-        ):
-            print(f"  {name} {moved:+.6g}")
+    moved = {name: value - before.get(name, 0.0) for name, value in after.items()}
+    for name, change in sorted(moved.items()):
+        family, brace, labels = name.partition("{")
+        if not change or not name.startswith("tersor_") or family.endswith(HIDDEN):
+            continue
+        if family.endswith("_count"):
+            base = family.removesuffix("_count")
+            mean = moved[f"{base}_sum{brace}{labels}"] / change
+            print(f"  {base}{brace}{labels}  {change:g} times, mean {mean:.4g}")
+        else:
+            print(f"  {name}  {change:+g}")
 
 
 def main() -> None:
