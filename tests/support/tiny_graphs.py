@@ -36,7 +36,8 @@ class Cnn(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         x = self.features(image).mean((2, 3))
         x += 0.5
-        return self.head(x).softmax(-1)
+        probabilities: Tensor = self.head(x).softmax(-1)
+        return probabilities
 
 
 class Recommender(nn.Module):

@@ -1,0 +1,46 @@
+"""Which dtype activations are computed in, by device and by what the CPU can do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tersor.models.activations import resolve_activations
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+
+
+def test_explicit_choices_win() -> None:
+    for device in (CPU, CUDA):
+        assert resolve_activations("bf16", device) is torch.bfloat16
+        assert resolve_activations("fp32", device) is torch.float32
+
+
+def test_auto_is_bf16_on_cuda() -> None:
+    assert resolve_activations("auto", CUDA) is torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("probes", "expected"),
+    [
+        ({"_is_avx512_bf16_supported": True, "_is_amx_tile_supported": False}, torch.bfloat16),
+        ({"_is_avx512_bf16_supported": False, "_is_amx_tile_supported": True}, torch.bfloat16),
+        ({"_is_avx512_bf16_supported": False, "_is_amx_tile_supported": False}, torch.float32),
+        ({}, torch.float32),
+    ],
+)
+def test_auto_asks_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, probes: dict[str, bool], expected: torch.dtype
+) -> None:
+    for probe in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.delattr(torch.cpu, probe, raising=False)
+        if probe in probes:
+            answer = probes[probe]
+            monkeypatch.setattr(torch.cpu, probe, lambda answer=answer: answer, raising=False)
+    assert resolve_activations("auto", CPU) is expected
+
+
+def test_other_choices_are_refused() -> None:
+    choice = "fp16"
+    with pytest.raises(ValueError, match="auto, bf16 or fp32, got 'fp16'"):
+        resolve_activations(choice, CPU)  # type: ignore[arg-type]
