@@ -57,6 +57,24 @@ class DecoderEngine:
 
     Requests are served first come first served. Each step computes at most one chunk of prompt
     tokens, so that running answers do not stall, and then one token of every running answer.
+
+    Args:
+        name: of the model, in metrics, request ids and messages.
+        program: the decoder's configuration.
+        model: computes it; used on the engine's thread only.
+        tokenizer: of the bundle.
+        defaults: sampling parameters of requests that name none.
+        config: limits.
+        metrics: gives the engine its observer.
+        device: of model and cache.
+        activations: dtype of the residual stream, and of keys and values.
+        clock: seconds; deadlines are on it.
+        load_seconds: seconds that passes waited for weights so far, as the weights count them.
+        seeds: gives a seed to requests that have none.
+        threaded: False leaves it to the caller to call `step`.
+
+    Raises:
+        OutOfMemoryError: `kv_cache_bytes` does not hold a single page.
     """
 
     def __init__(
@@ -76,26 +94,7 @@ class DecoderEngine:
         seeds: Callable[[], int] = lambda: secrets.randbits(64),
         threaded: bool = True,
     ) -> None:
-        """Allocates the KV cache and starts the engine's thread.
-
-        Args:
-            name: of the model, in metrics, request ids and messages.
-            program: the decoder's configuration.
-            model: computes it; used on the engine's thread only.
-            tokenizer: of the bundle.
-            defaults: sampling parameters of requests that name none.
-            config: limits.
-            metrics: gives the engine its observer.
-            device: of model and cache.
-            activations: dtype of the residual stream, and of keys and values.
-            clock: seconds; deadlines are on it.
-            load_seconds: seconds that passes waited for weights so far, as the weights count them.
-            seeds: gives a seed to requests that have none.
-            threaded: False leaves it to the caller to call `step`.
-
-        Raises:
-            OutOfMemoryError: `kv_cache_bytes` does not hold a single page.
-        """
+        """Allocates the KV cache and starts the engine's thread."""
         self.name = name
         self.program = program
         self.defaults = defaults
@@ -112,23 +111,14 @@ class DecoderEngine:
             dtype=activations,
             device=device,
         )
+        self._admission = Admission(program, tokenizer, self._cache, seeds=seeds)
         self._scheduler = Scheduler(
             self._cache,
             max_batch_size=config.max_batch_size,
             chunk_tokens=config.prefill_chunk_tokens,
         )
-        self._admission = Admission(program, tokenizer, self._cache, seeds=seeds)
-        self._stepper = Stepper(
-            name=name,
-            scheduler=self._scheduler,
-            runner=Runner(
-                model, self._cache, device=device, clock=clock, load_seconds=load_seconds
-            ),
-            rates=self._rates,
-            observer=self._observer,
-            pool=self._cache.pool,
-            clock=clock,
-        )
+        runner = Runner(model, self._cache, device=device, clock=clock, load_seconds=load_seconds)
+        self._stepper = self._make_stepper(runner)
         self._wake = threading.Condition()  # guards the inbox and what follows
         self._inbox: list[Sequence] = []
         self._drain_limit: float | None = None  # set by close: no more requests
@@ -217,6 +207,17 @@ class DecoderEngine:
     def check_integrity(self) -> None:
         """Raises AssertionError unless pages, queue and batch agree; for tests, between steps."""
         self._scheduler.check_integrity()
+
+    def _make_stepper(self, runner: Runner) -> Stepper:
+        return Stepper(
+            name=self.name,
+            scheduler=self._scheduler,
+            runner=runner,
+            rates=self._rates,
+            observer=self._observer,
+            pool=self._cache.pool,
+            clock=self._clock,
+        )
 
     def _submit(self, request: GenerationRequest, sink: EventSink) -> RequestHandle:
         self._check_open()  # before any work is spent on the request
