@@ -49,6 +49,14 @@ def prompt_of(request: pb.GenerateRequest) -> str | tuple[int, ...]:
     return request.text if choice == "text" else tuple(request.token_ids.ids)
 
 
+def token_ids_of(request: pb.TokenizeRequest, model: ServedDecoder) -> list[int]:
+    """The tokens that a generation would begin with."""
+    special = request.special_tokens if request.HasField("special_tokens") else True
+    begin = model.program.bos_token_id
+    ids = model.tokenizer.encode(request.text, special_tokens=False)
+    return [begin, *ids] if special and begin is not None else ids
+
+
 def sampling_of(message: pb.SamplingParams, defaults: SamplingParams) -> SamplingParams:
     """`defaults` with every field that `message` sets, be it to 0."""
     fields: dict[str, Any] = {  # Any: each field has its own type

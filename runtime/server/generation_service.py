@@ -20,6 +20,7 @@ from tersor.runtime.server.generation_messages import (
     model_info,
     prompt_of,
     sampling_of,
+    token_ids_of,
 )
 from tersor.runtime.server.models import Models
 
@@ -58,10 +59,7 @@ class GenerationService(pb_grpc.GenerationServicer):
 
     async def Tokenize(self, request: pb.TokenizeRequest, _context: Context) -> pb.TokenizeResponse:
         model = self.models.decoder(request.model)
-        special = request.special_tokens if request.HasField("special_tokens") else True
-        return pb.TokenizeResponse(
-            token_ids=model.tokenizer.encode(request.text, special_tokens=special)
-        )
+        return pb.TokenizeResponse(token_ids=token_ids_of(request, model))
 
     async def ModelInfo(
         self, request: pb.ModelInfoRequest, _context: Context

@@ -60,7 +60,8 @@ class FakeTokenizer:
     vocab_size = 512
 
     def encode(self, text: str, *, special_tokens: bool) -> list[int]:
-        return [1] * special_tokens + [ord(char) for char in text]
+        assert not special_tokens  # which ones a prompt has is the program's business
+        return [ord(char) for char in text]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return "".join(chr(i) for i in ids)
@@ -86,6 +87,7 @@ class FakeDecoderEngine:
         self.failure: ServingError | None = None
         self.requests: list[GenerationRequest] = []
         self.handles: list[FakeHandle] = []
+        self.submitted = threading.Event()  # once there is a handle
         self._threads: list[threading.Thread] = []
 
     def submit(self, request: GenerationRequest, sink: EventSink) -> FakeHandle:
@@ -94,6 +96,7 @@ class FakeDecoderEngine:
         handle = FakeHandle(request_id=str(len(self.handles)))
         self.requests.append(request)
         self.handles.append(handle)
+        self.submitted.set()
         thread = threading.Thread(target=self._generate, args=(request, sink, handle))
         self._threads.append(thread)
         thread.start()

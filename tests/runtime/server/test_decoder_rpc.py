@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from typing import Any
 
 import grpc
 import numpy as np
@@ -205,8 +206,8 @@ def test_overload_answers_with_a_retry_hint(
         served.inference.ModelInfer(infer_request("counter", {"text_input": "p"}))
     assert error.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert error.value.details() == "The queue is full."
-    trailing = {key: value for key, value in error.value.trailing_metadata() or ()}
-    assert trailing["retry-after-ms"] == "250"
+    trailing: Any = error.value.trailing_metadata()  # Any: typed as no pairs, though it is
+    assert dict(trailing)["retry-after-ms"] == "250"
 
 
 def test_failures_of_the_engine_and_defects_never_show_a_traceback(

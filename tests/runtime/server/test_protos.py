@@ -75,7 +75,7 @@ def inference_messages() -> list[Any]:
 @pytest.mark.parametrize("message", inference_messages(), ids=lambda message: message.full_name)
 def test_inference_is_wire_exact(message: Any) -> None:
     pool = service_pb2.DESCRIPTOR.pool
-    theirs = pool.FindMessageTypeByName(message.full_name) if known(message) else None
+    theirs: Any = pool.FindMessageTypeByName(message.full_name) if known(message) else None
     for field in message.fields if theirs else ():
         if f"{message.name}.{field.name}" in NEWER_FIELDS:
             continue

@@ -1,4 +1,4 @@
-"""Unmodified tritonclient.grpc against decoder and graph: unary, streaming, multiplexed, cancelled."""
+"""Unmodified tritonclient.grpc on both models: unary, streaming, multiplexed, cancelled."""
 
 from __future__ import annotations
 
@@ -164,8 +164,7 @@ def test_asyncio_client_cancels_and_goes_on(
     async def main() -> list[bytes]:
         async with triton_aio.InferenceServerClient(served.address) as client:
             slow = asyncio.create_task(client.infer("counter", prompt("p", max_tokens="10000")))
-            while not decoder.handles:
-                await asyncio.sleep(0.002)
+            await asyncio.to_thread(decoder.submitted.wait, 5)
             slow.cancel()
             result = await client.infer("counter", prompt("p", max_tokens="1"))
             return list(result.as_numpy("text_output"))
