@@ -131,9 +131,7 @@ def test_damage_is_found_while_loading(written: _Written, tmp_path: Path) -> Non
 def test_unknown_groups_are_named(written: _Written) -> None:
     with (
         BundleReader.open(written.path) as reader,
-        pytest.raises(
-            WeightError, match=r"no weight group 'layers.9'; there are embedding, layers"
-        ),
+        pytest.raises(WeightError, match=r"group 'layers\.9'; there are embedding"),
     ):
         load_group(reader, "layers.9", CPU)
 
@@ -208,7 +206,7 @@ def test_dtype_names_are_those_of_the_manifest() -> None:
         assert dtype_name(dtype) == ("u8" if name == "u4" else name)
     with pytest.raises(WeightError, match="unknown dtype 'f12'"):
         torch_dtype("f12")
-    with pytest.raises(WeightError, match="cannot hold tensors of torch.complex64"):
+    with pytest.raises(WeightError, match=r"cannot hold tensors of torch\.complex64"):
         dtype_name(torch.complex64)
 
 
@@ -218,7 +216,7 @@ def test_all_layouts_load_from_a_bundle(tmp_path: Path, written: _Written) -> No
     scales4 = (rng.random((5, 3), dtype=np.float32) + 0.5).view(np.uint32) >> 16
     codes8 = rng.integers(-127, 128, (5, 40), dtype=np.int8)
     scales8 = (rng.random(5, dtype=np.float32) + 0.5).view(np.uint32) >> 16
-    planes = {
+    planes: dict[str, dict[str, tuple[str, np.ndarray]]] = {
         "int4": {"codes": ("u4", codes4), "scales": ("bf16", scales4.astype(np.uint16))},
         "int8": {"codes": ("i8", codes8), "scales": ("bf16", scales8.astype(np.uint16))},
         "dense": {"values": ("i64", np.arange(12).reshape(3, 4))},
