@@ -1,1 +1,1 @@
-"""The offline journey: from a full model to one compressed bundle, and what the compression cost."""
+"""The offline journey: from a full model to one compressed bundle, and what it cost."""

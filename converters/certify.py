@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
 from tersor.bundle.errors import BundleNotFoundError
 from tersor.bundle.manifest import Manifest
 from tersor.bundle.program import UNUSED_GROUP, DecoderProgram

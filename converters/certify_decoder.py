@@ -8,13 +8,14 @@ from math import ceil, log
 
 import torch
 import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor
+
 from tersor.bundle.program import DecoderProgram
 from tersor.converters.certify import EvalReport, LoadedBundle
 from tersor.converters.errors import EvaluationError
 from tersor.models.cache import FullAttention, GrowingCache
 from tersor.models.decoder import DecoderModel
-from tokenizers import Tokenizer
-from torch import Tensor
 
 _WINDOW_TOKENS = 512
 _GENERATED_TOKENS = 32

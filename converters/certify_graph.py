@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor
+
 from tersor.bundle.program import GraphProgram, TextFrontend
 from tersor.converters.certify import EvalReport, LoadedBundle
 from tersor.converters.errors import EvaluationError
 from tersor.models.graph import GraphModel
-from tokenizers import Tokenizer
-from torch import Tensor
 
 _SENTENCE_OUTPUT = "sentence_embedding"
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
 from tersor.bundle.errors import BundleFormatError
 from tersor.bundle.manifest import DTYPES, Manifest, SourceSlice, TensorEntry
 from tersor.bundle.reader import BundleReader
@@ -20,7 +22,6 @@ from tersor.converters.sources.checkpoint import INDEX_FILE, SINGLE_FILE
 from tersor.converters.tensors import SAFETENSORS_NAMES, from_plane, tensor_bytes
 from tersor.kernels.layout import layouts
 from tersor.models.weights import torch_dtype
-from torch import Tensor
 
 _SHARD_BYTES = 5 << 30  # what the field's tools write; memory does not depend on it
 _CPU = torch.device("cpu")
@@ -171,9 +172,7 @@ def _write_weights(
         _verify(output / name, shard)
     (output / INDEX_FILE).unlink(missing_ok=True)
     if len(shards) > 1:
-        weight_map = {
-            piece.tensor.name: name for name, shard in shards.items() for piece in shard
-        }
+        weight_map = {piece.tensor.name: name for name, shard in shards.items() for piece in shard}
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (output / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
 

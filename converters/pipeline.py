@@ -9,6 +9,8 @@ from math import prod
 from pathlib import Path
 
 import torch
+from torch import Tensor
+
 from tersor.bundle.manifest import Manifest, TensorEntry
 from tersor.bundle.writer import BundleWriter, PlaneData
 from tersor.converters.errors import DestinationError, RecipeError, SourceError
@@ -20,7 +22,6 @@ from tersor.converters.report import ConvertReport, TensorReport, bits_per_weigh
 from tersor.converters.sources import open_source
 from tersor.converters.sources.base import PlannedTensor, Source
 from tersor.converters.tensors import to_plane
-from torch import Tensor
 
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -91,7 +92,9 @@ def _check_destination(out: Path, *, force: bool) -> None:
     if out.is_dir():
         raise DestinationError(f"{out} is a folder; expected the name of a bundle to write.")
     if not out.absolute().parent.is_dir():
-        raise DestinationError(f"the folder {out.absolute().parent} does not exist; create it first.")
+        raise DestinationError(
+            f"the folder {out.absolute().parent} does not exist; create it first."
+        )
     if out.exists() and not force:
         raise DestinationError(f"{out} exists; choose another name, or force to replace it.")
 
@@ -154,7 +157,10 @@ def _pack(source: Source, tensor: PlannedTensor, recipe: Recipe) -> _Packed:
     return _Packed(
         layout=quantized.layout,
         params=quantized.params,
-        planes={k: PlaneData(dtype=dtype, array=to_plane(t)) for k, (dtype, t) in quantized.planes.items()},
+        planes={
+            k: PlaneData(dtype=dtype, array=to_plane(t))
+            for k, (dtype, t) in quantized.planes.items()
+        },
         squared_error=dropped + quantized.squared_error,
         energy=energy,
         zeros=zeros,
@@ -210,4 +216,3 @@ def _report(tensor: PlannedTensor, packed: _Packed, entry: TensorEntry) -> Tenso
         relative_error=(packed.squared_error / packed.energy) ** 0.5 if packed.energy else 0.0,
         zeros=None if packed.zeros is None else packed.zeros / max(1, elements),
     )
-

@@ -102,7 +102,8 @@ class Recipe:
 
     def to_json(self) -> Mapping[str, Any]:
         """The recipe as the manifest records it: every default written out."""
-        return _jsonable(asdict(self))
+        values: Mapping[str, Any] = _jsonable(asdict(self))
+        return values
 
 
 def recipe_names() -> tuple[str, ...]:

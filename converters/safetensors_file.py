@@ -1,4 +1,4 @@
-"""Writes a safetensors file tensor by tensor: the library's own writer wants all of them at once."""
+"""Writes a safetensors file tensor by tensor: the library's writer wants all of them at once."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class SafetensorsFile:
         expected = self._expected.pop()
         data = tensor.contiguous().view(-1).view(torch.uint8).numpy()
         assert data.nbytes == expected.num_bytes, (expected, tensor.shape, tensor.dtype)
-        self._file.write(data)
+        self._file.write(memoryview(data))
 
     def __enter__(self) -> Self:
         return self

@@ -1,4 +1,4 @@
-"""Between the three worlds a converter connects: bundle planes, torch tensors, safetensors files."""
+"""Between the three worlds a converter connects: bundle planes, torch, safetensors."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+
 from tersor.bundle.manifest import DTYPES
 from tersor.models.weights import dtype_name, torch_dtype
-from torch import Tensor
 
 SAFETENSORS_NAMES: Mapping[str, str] = {
     "bool": "BOOL",

@@ -6,8 +6,9 @@ from math import ceil
 
 import torch
 import torch.nn.functional as F
-from tersor.converters.quantize.base import Quantized, row_chunks, storable
 from torch import Tensor
+
+from tersor.converters.quantize.base import Quantized, row_chunks, storable
 
 _TOP = 15
 _SYMMETRIC_ZERO = 8
@@ -17,12 +18,13 @@ _REFITS = 2
 
 
 def quantize_int4(weight: Tensor, *, group: int = 32, symmetric: bool = False) -> Quantized:
-    """weight [N, K] (bf16, fp16 or fp32, finite) -> codes u4 [N, K], scales bf16 [N, G], zeros u4 [N, G].
+    """Quantizes weight [N, K] (bf16, fp16 or fp32, finite) to four bits, with a scale a group.
 
-    `group` columns share a scale, 0 is the whole row, the last group may be short; symmetric
-    weights have no zeros plane (it is 8). Each group takes the scale and integer zero point of
-    least squared error among shrunken ranges and neighbouring zero points, then least-squares
-    refits of the scale: never worse than round-to-nearest, and zeros stay exactly zero.
+    Planes: codes u4 [N, K], scales bf16 [N, G] and, unless symmetric (then it is 8), zeros u4
+    [N, G]. `group` columns share a scale, 0 is the whole row, the last group may be short. Each
+    group takes the scale and integer zero point of least squared error among shrunken ranges and
+    neighbouring zero points, then least-squares refits of the scale: never worse than
+    round-to-nearest, and zeros stay exactly zero.
     """
     rows, columns = weight.shape
     width = group or columns
@@ -66,7 +68,7 @@ class _Best:
 
 
 def _search(w: Tensor, *, symmetric: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """w [n, G, g] -> scale [n, G, 1], zero [n, G, 1], squared error [n, G]."""
+    """From w [n, G, g]: scale [n, G, 1], zero [n, G, 1], squared error [n, G]."""
     if symmetric:
         base = w.abs().amax(-1, keepdim=True) / 7
         zeros = [torch.full_like(base, _SYMMETRIC_ZERO)]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from tersor.converters.quantize.base import Quantized, row_chunks, storable
 from torch import Tensor
+
+from tersor.converters.quantize.base import Quantized, row_chunks, storable
 
 _LIMIT = 127
 # Share of the row's absmax at code 127; 1.0 first, so that ties keep plain round-to-nearest.
@@ -12,10 +13,11 @@ _SHRINKS = (1.0, 1.004, 0.996, 0.98, 0.96, 0.93, 0.9, 0.85)
 
 
 def quantize_int8(weight: Tensor) -> Quantized:
-    """weight [N, K] (bf16, fp16 or fp32, finite) -> planes codes i8 [N, K], scales bf16 [N].
+    """Quantizes weight [N, K] (bf16, fp16 or fp32, finite) to eight bits, with a scale a row.
 
-    Each row takes the candidate scale of least squared error, so the result is never worse than
-    round-to-nearest at the row's absmax; zeros stay exactly zero.
+    Planes: codes i8 [N, K], scales bf16 [N]. Each row takes the candidate scale of least squared
+    error, so the result is never worse than round-to-nearest at the row's absmax; zeros stay
+    exactly zero.
     """
     codes = torch.empty(weight.shape, dtype=torch.int8)
     scales = torch.empty(weight.shape[0], dtype=torch.bfloat16)
@@ -30,7 +32,7 @@ def quantize_int8(weight: Tensor) -> Quantized:
 
 
 def _best_scale(w: Tensor) -> tuple[Tensor, Tensor]:
-    """w [n, K] -> scale [n, 1] and its squared error [n]."""
+    """From w [n, K]: scale [n, 1] and its squared error [n]."""
     base = w.abs().amax(1, keepdim=True) / _LIMIT  # [n, 1]
     best_scale = storable(base)
     best_error = _squared_error(w, best_scale)

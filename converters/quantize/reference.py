@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import torch
-from tersor.converters.quantize.base import storable
 from torch import Tensor
+
+from tersor.converters.quantize.base import storable
 
 
 def round_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """weight [N, K] -> codes int8 [N, K], scales bf16 [N]: absmax of each row at 127."""
+    """From weight [N, K]: codes int8 [N, K], scales bf16 [N]: absmax of each row at 127."""
     w = weight.to(torch.float32)
     scales = storable(w.abs().amax(1) / 127)  # [N]
     codes = (w / scales[:, None]).round().clamp(-127, 127)
@@ -16,7 +17,7 @@ def round_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def round_int4(weight: Tensor, group: int, *, symmetric: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """weight [N, K] -> codes uint8 [N, K], scales bf16 [N, G], zeros uint8 [N, G].
+    """From weight [N, K]: codes uint8 [N, K], scales bf16 [N, G], zeros uint8 [N, G].
 
     Asymmetric: [min, max] of each group, widened to hold 0, at codes 0..15. Symmetric: absmax at
     7, zero point 8. `group` 0 is the whole row; the last group may be short.

@@ -1,4 +1,4 @@
-"""The contract of a source: what it is, which bundle tensors it makes, and their values on demand."""
+"""The contract of a source: what it is, which bundle tensors it makes, their values on demand."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from torch import Tensor
+
 from tersor.bundle.manifest import SourceSlice
 from tersor.bundle.program import Program
 from tersor.converters.tensors import tensor_bytes
-from torch import Tensor
 
 Kind = Literal["linear", "embedding", "other"]
 

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from blake3 import blake3
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
 from tersor.bundle.manifest import SourceSlice
 from tersor.converters.errors import SourceError, UnsupportedSourceError
 from tersor.converters.sources.config import JsonObject
 from tersor.converters.tensors import FROM_SAFETENSORS, tensor_bytes
 from tersor.models.weights import torch_dtype
-from torch import Tensor
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -150,7 +151,11 @@ def _placement(folder: Path) -> dict[str, frozenset[str] | None]:
     weight_map = JsonObject.load(index_path).mapping("weight_map")
     files: dict[str, set[str]] = {}
     for name, file in weight_map.items():
-        if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
+        if (
+            not isinstance(file, str)
+            or Path(file).name != file
+            or not file.endswith(".safetensors")
+        ):
             raise SourceError(
                 f"{index_path} places {name!r} in {file!r}; expected a .safetensors file name."
             )

@@ -1,4 +1,4 @@
-"""Strict reading of the JSON files of a model folder: every message names file, key, got, expected."""
+"""Strict reading of the JSON files of a model folder: messages name key, got, expected."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class JsonObject:
         return float(value)
 
     def boolean(self, key: str, default: bool) -> bool:  # noqa: FBT001 - the value of a key
-        """true or false."""
+        """A JSON boolean."""
         value = self._value(key, default)
         if not isinstance(value, bool):
             raise self._wrong(key, value, "true or false")

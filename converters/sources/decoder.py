@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from tersor.bundle.program import (
     EMBEDDING_GROUP,
     HEAD_GROUP,
@@ -24,7 +26,6 @@ from tersor.converters.sources.config import JsonObject
 from tersor.converters.sources.families import decoder_program
 from tersor.converters.sources.tokens import special_tokens
 from tersor.models.weights import dtype_name, torch_dtype
-from torch import Tensor
 
 # Buffers that old checkpoints carry; the decoder computes its rotary table from the configuration.
 _BUFFERS = re.compile(r"(model\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
@@ -224,5 +225,6 @@ def _check_complete(
         more = len(problems) - _MAX_LISTED
         rest = f"; and {more} more" if more > 0 else ""
         raise SourceError(
-            f"{folder}: the weights do not fit config.json ({len(problems)} tensors): {shown}{rest}."
+            f"{folder}: the weights do not fit config.json ({len(problems)} tensors): "
+            f"{shown}{rest}."
         )

@@ -9,6 +9,8 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from tersor.bundle.program import UNUSED_GROUP, GraphProgram, TextFrontend
 from tersor.converters.errors import ConvertError, SourceError, UnsupportedSourceError
 from tersor.converters.sources.assets import folder_assets
@@ -18,7 +20,6 @@ from tersor.converters.sources.config import JsonObject
 from tersor.converters.sources.decoder import unused_tensor
 from tersor.converters.sources.graphs import ExportedGraph, trace
 from tersor.models.weights import torch_dtype
-from torch import Tensor, nn
 
 Pooling = Literal["mean", "cls"]
 
@@ -85,8 +86,12 @@ class EncoderSource(Source):
             encoder = _Encoder(_model(config, _float_dtype(self._checkpoint, folder)), sentence)
             parameters = frozenset(name for name, _ in encoder.named_parameters())
             graph = _trace(encoder, config)
-            self.program = replace(graph.program, text=_frontend(folder, config))
             self.tensors = tuple(_plan(graph, parameters, self._checkpoint, folder))
+            self.program = replace(
+                graph.program,
+                text=_frontend(folder, config),
+                group_order=tuple(dict.fromkeys(tensor.group for tensor in self.tensors)),
+            )
             self._constants = {
                 tensor.name: tensor.value
                 for tensor in graph.tensors
@@ -269,4 +274,3 @@ def _source_name(name: str, prefix: str, checkpoint: Checkpoint) -> str:
         if source.endswith(ours) and source.removesuffix(ours) + theirs in checkpoint.tensors:
             return source.removesuffix(ours) + theirs
     return source
-

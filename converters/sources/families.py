@@ -159,7 +159,8 @@ def _rope_scaling(config: JsonObject, scaling: JsonObject) -> RopeScaling | None
             original_max_context=scaling.integer("original_max_position_embeddings"),
         )
     raise UnsupportedSourceError(
-        f"{config.path}: rope scaling {kind!r} is not supported; supported are default, linear, llama3."
+        f"{config.path}: rope scaling {kind!r} is not supported; "
+        "supported are default, linear, llama3."
     )
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
+
 from tersor.bundle.manifest import SourceSlice
 from tersor.bundle.program import GraphProgram
 from tersor.converters.errors import UnsupportedSourceError
@@ -17,7 +19,6 @@ from tersor.models.graph_ir import Graph, Node, Ref
 from tersor.models.graph_json import parse_graph
 from tersor.models.graph_operators import EMBEDDING, LINEAR
 from tersor.models.weights import dtype_name
-from torch import Tensor, nn
 
 _KINDS: Mapping[str, Kind] = {LINEAR: "linear", EMBEDDING: "embedding"}
 
@@ -94,18 +95,18 @@ def trace(
 
 
 def weight_kinds(graph: Graph) -> Mapping[str, Kind]:
-    """Weight name -> how it is used: only matrices that no other operator reads can be compressed."""
+    """Weight name -> its use: only matrices that no other operator reads can be compressed."""
     kinds: dict[str, Kind] = {}
     for node in graph.nodes:
-        for value, kind in _uses(node):
+        for value, use in _uses(node):
             weight = graph.weights.get(value)
             if weight is None:
                 continue
-            if len(weight.shape) != 2 or kinds.get(weight.name, kind) == "other":
-                kind = "other"
-            # A matrix that is both looked up and multiplied (tied) counts as the embedding it is.
-            tied = kinds.get(weight.name) == "embedding" and kind == "linear"
-            kinds[weight.name] = "embedding" if tied else kind
+            uses = {use, kinds.get(weight.name, use)}
+            if len(weight.shape) != 2 or "other" in uses:
+                kinds[weight.name] = "other"
+            else:  # a matrix that is both looked up and multiplied counts as the embedding it is
+                kinds[weight.name] = "embedding" if "embedding" in uses else "linear"
     for value in graph.outputs:
         if value in graph.weights:
             kinds[graph.weights[value].name] = "other"

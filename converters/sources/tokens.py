@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from tokenizers import Tokenizer
+
 from tersor.converters.errors import SourceError
 from tersor.converters.sources.config import JsonObject
-from tokenizers import Tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +27,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         )
     try:
         return Tokenizer.from_file(str(path))
-    except Exception as error:  # noqa: BLE001 - tokenizers raises bare Exception for bad files
+    except Exception as error:  # tokenizers raises the bare class
         raise SourceError(f"{path} is not a tokenizer: {error}.") from error
 
 

@@ -96,7 +96,13 @@ def test_a_source_folder_as_reference(
         pico_bundles["int4"], heldout, reference=pico, activations="fp32", max_tokens=TOKENS
     )
     expected = reports["int4"]
-    for field in ("bits_per_byte", "reference_bits_per_byte", "kl_mean", "kl_p99", "top1_agreement"):
+    for field in (
+        "bits_per_byte",
+        "reference_bits_per_byte",
+        "kl_mean",
+        "kl_p99",
+        "top1_agreement",
+    ):
         assert asdict(report)[field] == pytest.approx(asdict(expected)[field], rel=1e-6)
 
 

@@ -78,12 +78,6 @@ def test_pico_equals_transformers(pico: Path, pico_bundles: dict[str, Path]) -> 
     assert greedy(model, prompt, 40) == reference_greedy(reference, prompt, 40)
 
 
-def test_windows_and_scaling_are_read() -> None:
-    """The models above would not notice a window wider than their text."""
-    windows = {"mistral-window": (5, 5, 5), "qwen2-window": (None, 6, 6), "qwen3": ()}
-    assert windows.keys() <= TINY_DECODERS.keys()
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     save_tiny_decoder(tmp_path / "model", "llama")
@@ -112,7 +106,9 @@ def program(folder: Path) -> DecoderProgram:
 
 def test_both_spellings_of_the_rotary_settings(folder: Path) -> None:
     assert program(folder).rope_theta == 10_000.0
-    edit(folder, rope_parameters=None, rope_theta=5000, rope_scaling={"type": "linear", "factor": 2})
+    edit(
+        folder, rope_parameters=None, rope_theta=5000, rope_scaling={"type": "linear", "factor": 2}
+    )
     assert program(folder).rope_theta == 5000.0
     assert program(folder).rope_scaling == RopeScaling(kind="linear", factor=2.0)
     llama3 = {
@@ -246,7 +242,7 @@ def test_a_wrong_configuration_gives_one_clear_error(
 def test_what_is_not_a_model_folder(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="does not exist"):
         open_source(tmp_path / "missing")
-    with pytest.raises(SourceError, match="is not a model folder: it has no config.json"):
+    with pytest.raises(SourceError, match=r"is not a model folder: it has no config\.json"):
         open_source(tmp_path)
     with pytest.raises(SourceError, match=r"is a file; expected a Hugging Face folder or a \.pt2"):
         open_source(folder / "model.safetensors")
@@ -305,7 +301,7 @@ def test_an_index_that_lies(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="lists no tensors"):
         open_source(folder)
     write(["list"])
-    with pytest.raises(SourceError, match="weight_map is .*; expected an object"):
+    with pytest.raises(SourceError, match=r"weight_map is .*; expected an object"):
         open_source(folder)
     write(index["weight_map"])
     (folder / file).unlink()

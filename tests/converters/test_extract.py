@@ -121,5 +121,7 @@ def test_a_bundle_without_provenance_says_that_it_cannot_be_extracted(tmp_path: 
             params={}, planes={"values": PlaneData(dtype="f32", array=values)},
         )  # fmt: skip
         writer.commit()
-    with pytest.raises(BundleFormatError, match="does not say which source tensors it was made from"):
+    with pytest.raises(
+        BundleFormatError, match="does not say which source tensors it was made from"
+    ):
         extract(tmp_path / "b.tersor", tmp_path / "out")

@@ -104,9 +104,7 @@ def test_the_same_input_gives_the_same_bytes(pico: Path, tmp_path: Path, codec: 
 
 def test_progress_counts_every_source_byte(pico: Path, tmp_path: Path) -> None:
     recorder = Recorder()
-    report = convert(
-        pico, tmp_path / "p.tersor", recipe=load_recipe("int8"), progress=recorder
-    )
+    report = convert(pico, tmp_path / "p.tersor", recipe=load_recipe("int8"), progress=recorder)
     done = [event[1] for event in recorder.events]
     assert done == sorted(done)
     assert recorder.events[0] == ("embedding", 0, SOURCE_BYTES)

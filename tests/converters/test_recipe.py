@@ -15,9 +15,7 @@ from tersor.converters.sources.base import Kind, PlannedTensor
 
 def planned(name: str, kind: Kind, shape: tuple[int, ...], source: str = "") -> PlannedTensor:
     slices = (SourceSlice(tensor=source or name, dtype="bf16", shape=shape, rows=shape[0]),)
-    return PlannedTensor(
-        name=name, group="g", kind=kind, shape=shape, dtype="bf16", sources=slices
-    )
+    return PlannedTensor(name=name, group="g", kind=kind, shape=shape, dtype="bf16", sources=slices)
 
 
 EMBEDDING = planned("embedding", "embedding", (4096, 256), "model.embed_tokens.weight")
@@ -127,7 +125,10 @@ def test_a_file_decides_by_first_match(tmp_path: Path) -> None:
         ("[[quantize]]\nmethod = 'int8'\ngroup = 32", "group means nothing for method 'int8'"),
         ("[[quantize]]\nmethod = 'int8'\nkinds = ['other']", "kinds is .*; expected a list of"),
         ("[[quantize]]\nmethod = 'int8'\nmatch = '*'", "match is '.'; expected a list of globs"),
-        ("[[quantize]]\nmethod = 'int8'\nmin_elements = -1", "min_elements is -1; expected a whole"),
+        (
+            "[[quantize]]\nmethod = 'int8'\nmin_elements = -1",
+            "min_elements is -1; expected a whole",
+        ),
         ("[[prune]]\nmethod = 'magnitude'", "method 'magnitude' needs fraction, a number between"),
         ("[[prune]]\nmethod = 'magnitude'\nfraction = 1.0", "fraction is 1.0; expected a number"),
         ("[[prune]]\nmethod = 'pattern'\nkeep = 2", "method 'pattern' needs of"),

@@ -1,4 +1,4 @@
-"""Tiny random models as Hugging Face folders, one a supported decoder family, saved by transformers.
+"""Tiny random decoders as Hugging Face folders, saved by transformers.
 
 Sizes are odd on purpose (head_dim unlike hidden/heads, groups that do not divide rows), the weights
 are seeded, and the norms and biases are random too, so that a forgotten one changes the output.
