@@ -6,12 +6,13 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 
 from tersor.bundle.codecs import Codec
 from tersor.bundle.digests import checksum
-from tersor.bundle.dtypes import SYMBOL_LIMITS, AnyArray, ByteArray, Geometry, numpy_dtype
+from tersor.bundle.dtypes import SYMBOL_LIMITS, AnyArray, ByteArray, Geometry
 from tersor.bundle.errors import BundleCancelledError, BundleCorruptError
 from tersor.bundle.filters import FILTERS, check_symbols
 from tersor.bundle.manifest import Chunk, Plane, Stream
@@ -27,7 +28,7 @@ class Workers:
     """
 
     def __init__(self, threads: int, name: str) -> None:
-        self._threads = threads
+        self.threads = threads
         self._name = name
         self._pool: ThreadPoolExecutor | None = None
         self._closed = False
@@ -53,11 +54,11 @@ class Workers:
                 raise
 
         futures: list[Future[None]] = []
-        if self._threads > 1 and len(tasks) > 1:
+        if self.threads > 1 and len(tasks) > 1:
             with self._lock:
                 # Submitted under the lock, so that `close` cannot come in between.
                 if not self._closed:
-                    self._pool = self._pool or ThreadPoolExecutor(self._threads, self._name)
+                    self._pool = self._pool or ThreadPoolExecutor(self.threads, self._name)
                     futures = [self._pool.submit(guarded, task) for task in tasks]
         if not futures:
             for task in tasks:
@@ -104,7 +105,7 @@ def describe_chunk(plane: Plane, stream: Stream, index: int) -> str:
 
 
 class BlockDecoder:
-    """Decodes the blocks of one plane: chunk i of every stream, joined into rows."""
+    """Verifies and decodes the blocks of one plane: chunk i of every stream, joined into rows."""
 
     def __init__(self, plane: Plane, codecs: Mapping[str, Codec]) -> None:
         self.plane = plane
@@ -113,35 +114,56 @@ class BlockDecoder:
         self._filter = FILTERS[plane.filter]
         self._limit = SYMBOL_LIMITS.get(plane.dtype)
 
-    def new_block(self, index: int) -> AnyArray:
-        """An uninitialised block for `decode`, one-dimensional."""
-        return np.empty(self.geometry.symbols(index), numpy_dtype(self.plane.dtype))
+    def chunks(self, block: int) -> list[Chunk]:
+        """The chunks of a block, one a stream: consecutive in the file."""
+        return [stream.chunks[block] for stream in self.plane.streams]
 
-    def decode(self, index: int, stored: Sequence[ByteArray], out: AnyArray) -> None:
-        """Decodes block `index` from each stream's stored bytes into one-dimensional `out`.
+    def stored_bytes(self, block: int) -> int:
+        """Size of a block at rest."""
+        return sum(chunk.stored_bytes for chunk in self.chunks(block))
+
+    def is_memory(self, block: int) -> bool:
+        """Whether a block's stored bytes are its symbols: no filter, no codec."""
+        return self._filter.identity and self.plane.streams[0].chunks[block].codec == "raw"
+
+    def verify(self, block: int, stored: ByteArray) -> None:
+        """Raises BundleCorruptError unless every chunk of a block has its checksum."""
+        at = 0
+        for stream in self.plane.streams:
+            chunk = stream.chunks[block]
+            data = stored[at : at + chunk.stored_bytes]
+            verify_chunk(data, chunk, partial(describe_chunk, self.plane, stream, block))
+            at += chunk.stored_bytes
+
+    def decode(self, block: int, stored: ByteArray, out: AnyArray) -> None:
+        """Decodes a block's stored bytes, the chunks of its streams in order.
+
+        Args:
+            block: its number.
+            stored: verified bytes; `out` itself where `is_memory`.
+            out: one-dimensional, the block's symbols.
 
         Raises:
             BundleCorruptError: the bytes do not decode to what the manifest declares.
         """
         try:
             if self._filter.identity:
-                chunk = self.plane.streams[0].chunks[index]
-                self._codecs[chunk.codec].decode_into(stored[0], out.view(np.uint8))
+                chunk = self.plane.streams[0].chunks[block]
+                raw = out.view(np.uint8)
+                if not np.may_share_memory(raw, stored):
+                    self._codecs[chunk.codec].decode_into(stored, raw)
             else:
-                chunks = (stream.chunks[index] for stream in self.plane.streams)
-                streams = [
-                    self._codecs[chunk.codec].decode(data, chunk.raw_bytes)
-                    for chunk, data in zip(chunks, stored, strict=True)
-                ]
+                streams = []
+                at = 0
+                for chunk in self.chunks(block):
+                    data = stored[at : at + chunk.stored_bytes]
+                    streams.append(self._codecs[chunk.codec].decode(data, chunk.raw_bytes))
+                    at += chunk.stored_bytes
                 self._filter.join(self.plane.dtype, streams, out)
-            self.check(out)
+            # Nibbles cannot hold more than 15 by construction.
+            if self._limit is not None and self._filter.identity:
+                check_symbols(out, self._limit)
         except BundleCorruptError as error:
             raise BundleCorruptError(
-                f"block {index} of plane {self.plane.name!r} is damaged: {error}"
+                f"block {block} of plane {self.plane.name!r} is damaged: {error}"
             ) from error
-
-    def check(self, block: AnyArray) -> None:
-        """Raises BundleCorruptError if symbols exceed the plane's dtype."""
-        # Nibbles cannot hold more than 15 by construction.
-        if self._limit is not None and self.plane.filter == "none":
-            check_symbols(block, self._limit)

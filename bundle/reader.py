@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import Self, cast
@@ -27,122 +27,19 @@ from tersor.bundle.decoding import (
     Workers,
     check_cancelled,
     default_threads,
-    describe_chunk,
     verify_chunk,
 )
-from tersor.bundle.dtypes import AnyArray, ByteArray, Geometry, numpy_dtype
-from tersor.bundle.errors import (
-    BundleError,
-    BundleNotFoundError,
-    BundleTruncatedError,
-)
-from tersor.bundle.manifest import Asset, Chunk, Manifest, Plane
+from tersor.bundle.dtypes import AnyArray, ByteArray
+from tersor.bundle.encoded_plane import EncodedPlane, ReaderContext, RowSelection
+from tersor.bundle.errors import BundleError, BundleNotFoundError, BundleTruncatedError
+from tersor.bundle.manifest import Asset, Manifest, Plane
 from tersor.bundle.manifest_json import manifest_from_json
-from tersor.bundle.phases import PhaseTimes, measured
+from tersor.bundle.phases import PhaseTimes, measured, shared
 
-# One read of this size keeps a disk busy, and a cancelled load stops after it. Checksums go in the
-# same steps: they run at memory speed, so a smaller task would cost more than its work.
-_STEP_BYTES = 4 << 20
+__all__ = ["BundleReader", "EncodedPlane"]
 
-_Described = tuple[Chunk, Callable[[], str]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReaderContext:
-    """What decoding needs of a reader: its codecs and its threads."""
-
-    codecs: Mapping[str, Codec]
-    workers: Workers
-
-
-class EncodedPlane:
-    """The stored bytes of a plane (or of some of its chunks) in host memory, already verified.
-
-    Independent of the reader's file: it may be decoded, any number of times and from any thread,
-    after the reader was closed (then without its threads).
-    """
-
-    __slots__ = ("_chunks", "_context", "_rows", "_stored", "plane")
-
-    def __init__(
-        self,
-        plane: Plane,
-        stored: ByteArray,
-        chunks: range,
-        rows: tuple[int, int],
-        context: ReaderContext,
-    ) -> None:
-        self.plane = plane
-        self._stored = stored
-        self._chunks = chunks
-        self._rows = rows
-        self._context = context
-
-    @property
-    def stored_bytes(self) -> int:
-        """Host memory that the stored bytes take."""
-        return self._stored.size
-
-    def decode(
-        self, *, times: PhaseTimes | None = None, cancelled: Cancelled | None = None
-    ) -> AnyArray:
-        """The plane, or its fetched rows, as a new array that the caller owns.
-
-        Returns:
-            dtype `numpy_dtype(plane.dtype)`, shape `plane.shape` (first dimension: fetched rows).
-
-        Raises:
-            BundleCorruptError: the bytes do not decode to what the manifest declares.
-            BundleCancelledError: `cancelled()` became true.
-        """
-        return self._decode(times, cancelled, give_away=False)
-
-    def _decode(
-        self, times: PhaseTimes | None, cancelled: Cancelled | None, *, give_away: bool
-    ) -> AnyArray:
-        check_cancelled(cancelled)
-        plane = self.plane
-        decoder = BlockDecoder(plane, self._context.codecs)
-        geometry = decoder.geometry
-        with measured(times, "decode"):
-            first = self._chunks.start * plane.rows_per_chunk
-            symbols = sum(geometry.symbols(index) for index in self._chunks)
-            if give_away and self._is_memory():
-                flat = self._stored.view(numpy_dtype(plane.dtype))
-                decoder.check(flat)
-            else:
-                flat = np.empty(symbols, numpy_dtype(plane.dtype))
-                self._context.workers.run(list(self._tasks(decoder, flat)), cancelled)
-            low = (self._rows[0] - first) * geometry.row_symbols
-            high = (self._rows[1] - first) * geometry.row_symbols
-            part = flat[low:high]
-            # A few rows must not keep their whole chunks alive.
-            if 2 * part.size < flat.size:
-                part = part.copy()
-            if not plane.shape:
-                return part.reshape(())
-            return part.reshape(self._rows[1] - self._rows[0], *plane.shape[1:])
-
-    def _is_memory(self) -> bool:
-        """Whether the stored bytes are the array itself: all raw, no filter."""
-        return self.plane.filter == "none" and all(
-            chunk.codec == "raw" for chunk in self.plane.streams[0].chunks
-        )
-
-    def _tasks(self, decoder: BlockDecoder, flat: AnyArray) -> list[Callable[[], None]]:
-        tasks: list[Callable[[], None]] = []
-        at = 0
-        start = 0
-        for index in self._chunks:
-            stored = []
-            for stream in self.plane.streams:
-                size = stream.chunks[index].stored_bytes
-                stored.append(self._stored[at : at + size])
-                at += size
-            end = start + decoder.geometry.symbols(index)
-            tasks.append(partial(decoder.decode, index, stored, flat[start:end]))
-            start = end
-        return tasks
+# Blocks that one task reads, at most: enough that the pool costs nothing beside them.
+_MAX_TASK_BLOCKS = 8
 
 
 class BundleReader:
@@ -218,7 +115,7 @@ class BundleReader:
             rows: first row and the row after the last; None reads all. Only the chunks that cover
                 them are read.
             times: gets the phases "read" and "verify".
-            cancelled: polled between reads and between chunks.
+            cancelled: polled between blocks.
 
         Raises:
             BundleCorruptError: a checksum does not match.
@@ -227,25 +124,20 @@ class BundleReader:
             BundleCancelledError: `cancelled()` became true.
             ValueError: `rows` is not a range within the plane.
         """
-        geometry = Geometry.of_plane(plane)
-        wanted = (0, geometry.rows) if rows is None else rows
-        if not 0 <= wanted[0] <= wanted[1] <= geometry.rows:
-            raise ValueError(
-                f"rows {wanted} are not a range within the {geometry.rows} rows of plane "
-                f"{plane.name!r}"
-            )
-        chunks = range(0)
-        if geometry.num_chunks and wanted[0] < wanted[1]:
-            chunks = range(wanted[0] // plane.rows_per_chunk, -(-wanted[1] // plane.rows_per_chunk))
-        elif geometry.num_chunks:
-            # No rows: nothing to read, and nothing to cut from.
-            wanted = (0, 0)
+        selection = RowSelection.of(plane, rows)
         check_cancelled(cancelled)
-        try:
-            stored = self._fetch(plane, chunks, times, cancelled)
-        except BundleError as error:
-            raise type(error)(f"{self.path}: {error}") from error
-        return EncodedPlane(plane, stored, chunks, wanted, self._context)
+        decoder = BlockDecoder(plane, self._context.codecs)
+        sizes = [decoder.stored_bytes(block) for block in selection.blocks]
+        starts = [0, *accumulate(sizes)]
+        stored = np.empty(starts[-1], np.uint8)
+
+        def load(block: int, busy: PhaseTimes | None) -> None:
+            number = block - selection.blocks.start
+            part = stored[starts[number] : starts[number + 1]]
+            self._load_block(decoder, block, part, busy)
+
+        self._run(selection, load, times, cancelled)
+        return EncodedPlane(selection, stored, self._context)
 
     def read_plane(
         self,
@@ -255,18 +147,32 @@ class BundleReader:
         times: PhaseTimes | None = None,
         cancelled: Cancelled | None = None,
     ) -> AnyArray:
-        """`fetch_plane` and `EncodedPlane.decode` in one: the array is the caller's own.
+        """Reads, verifies and decodes a plane of this bundle, block by block into its array.
+
+        Peak memory is the array and a few blocks; raw planes are read straight into it. Arguments
+        and errors are those of `fetch_plane`; `times` gets "read", "verify" and "decode".
 
         Returns:
             dtype `numpy_dtype(plane.dtype)`: bf16 is uint16, f8_* is uint8, u4 is uint8 0..15;
             shape `plane.shape`, with the number of rows asked for.
         """
-        encoded = self.fetch_plane(plane, rows=rows, times=times, cancelled=cancelled)
-        try:
-            # The encoded bytes end here, so a raw plane becomes the array without a copy.
-            return encoded._decode(times, cancelled, give_away=True)  # noqa: SLF001 - same module
-        except BundleError as error:
-            raise type(error)(f"{self.path}: {error}") from error
+        selection = RowSelection.of(plane, rows)
+        check_cancelled(cancelled)
+        decoder = BlockDecoder(plane, self._context.codecs)
+        array = selection.new_array()
+
+        def load(block: int, busy: PhaseTimes | None) -> None:
+            part = selection.part(array, block)
+            if decoder.is_memory(block):
+                stored = part.view(np.uint8)
+            else:
+                stored = np.empty(decoder.stored_bytes(block), np.uint8)
+            self._load_block(decoder, block, stored, busy)
+            with measured(busy, "decode"):
+                decoder.decode(block, stored, part)
+
+        self._run(selection, load, times, cancelled)
+        return selection.cut(array)
 
     def read_asset(self, name: str) -> bytes:
         """The bytes of an asset, verified.
@@ -300,34 +206,44 @@ class BundleReader:
     ) -> None:
         self.close()
 
-    def _fetch(
+    def _run(
         self,
-        plane: Plane,
-        chunks: range,
+        selection: RowSelection,
+        load: Callable[[int, PhaseTimes | None], None],
         times: PhaseTimes | None,
         cancelled: Cancelled | None,
-    ) -> ByteArray:
-        run = self._context.workers.run
-        selected = [
-            (stream.chunks[index], partial(describe_chunk, plane, stream, index))
-            for index in chunks
-            for stream in plane.streams
-        ]
-        if not selected:
-            return np.empty(0, np.uint8)
-        # A plane's chunks lie one after the other: validated when the bundle was opened.
-        base, last = selected[0][0].offset, selected[-1][0]
-        stored = np.empty(last.offset + last.stored_bytes - base, np.uint8)
-        reads: list[Callable[[], None]] = [
-            partial(self._file.read_into, base + at, stored[at : at + _STEP_BYTES])
-            for at in range(0, stored.size, _STEP_BYTES)
-        ]
-        with self._file.using():
-            with measured(times, "read"):
-                run(reads, cancelled)
-            with measured(times, "verify"):
-                run([partial(_verify, step, base, stored) for step in _steps(selected)], cancelled)
-        return stored
+    ) -> None:
+        """Loads all blocks of a selection, several at once."""
+
+        def load_some(blocks: range, busy: PhaseTimes | None) -> None:
+            for block in blocks:
+                check_cancelled(cancelled)
+                load(block, busy)
+
+        workers = self._context.workers
+        step = -(-len(selection.blocks) // (2 * workers.threads))
+        step = max(1, min(step, _MAX_TASK_BLOCKS))
+        try:
+            with self._file.using(), shared(times) as busy:
+                workers.run(
+                    [
+                        partial(load_some, selection.blocks[start : start + step], busy)
+                        for start in range(0, len(selection.blocks), step)
+                    ],
+                    cancelled,
+                )
+        except BundleError as error:
+            raise type(error)(f"{self.path}: {error}") from error
+
+    def _load_block(
+        self, decoder: BlockDecoder, block: int, out: ByteArray, busy: PhaseTimes | None
+    ) -> None:
+        """Reads a block and verifies it while it is still in the cache."""
+        with measured(busy, "read"):
+            # The chunks of a block follow each other: validated when the bundle was opened.
+            self._file.read_into(decoder.chunks(block)[0].offset, out)
+        with measured(busy, "verify"):
+            decoder.verify(block, out)
 
     def _read_asset(self, asset: Asset) -> bytes:
         chunk = asset.chunk
@@ -336,23 +252,6 @@ class BundleReader:
             self._file.read_into(chunk.offset, stored)
         verify_chunk(stored, chunk, lambda: "its only chunk")
         return self._context.codecs[chunk.codec].decode(stored, chunk.raw_bytes).tobytes()
-
-
-def _steps(chunks: Sequence[_Described]) -> Iterator[Sequence[_Described]]:
-    """Consecutive chunks of about one step each."""
-    start = 0
-    size = 0
-    for end, (chunk, _) in enumerate(chunks, 1):
-        size += chunk.stored_bytes
-        if size >= _STEP_BYTES or end == len(chunks):
-            yield chunks[start:end]
-            start, size = end, 0
-
-
-def _verify(chunks: Sequence[_Described], base: int, stored: ByteArray) -> None:
-    for chunk, describe in chunks:
-        at = chunk.offset - base
-        verify_chunk(stored[at : at + chunk.stored_bytes], chunk, describe)
 
 
 def read_manifest(file: BundleFile, codec: ZstdCodec) -> Manifest:

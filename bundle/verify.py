@@ -16,9 +16,9 @@ from tersor.bundle.codecs import Codec, ZstdCodec, default_codecs
 from tersor.bundle.container import HEADER_BYTES
 from tersor.bundle.decoding import BlockDecoder, describe_chunk, verify_chunk
 from tersor.bundle.digests import content_digest, digest_bytes
-from tersor.bundle.dtypes import ByteArray
+from tersor.bundle.dtypes import AnyArray, ByteArray, numpy_dtype
 from tersor.bundle.errors import BundleCorruptError, BundleError
-from tersor.bundle.manifest import Asset, Manifest, Plane, Stream
+from tersor.bundle.manifest import Asset, Manifest, Plane
 from tersor.bundle.reader import read_manifest
 from tersor.bundle.validate import PlaneKey, plane_key, stored_planes
 
@@ -123,31 +123,12 @@ class _Verification:
         decoder = BlockDecoder(plane, self._codecs)
         hasher = blake3()
         before = len(self._damages)
-        for index in range(decoder.geometry.num_chunks):
-            chunks = [stream.chunks[index] for stream in plane.streams]
-            if index == 0:
-                self._check_padding(chunks[0].offset, plane, tensors)
-            damaged = len(self._damages)
-            stored = [self._check_chunk(plane, stream, index, tensors) for stream in plane.streams]
-            if len(self._damages) > damaged:
-                continue
-            block = decoder.new_block(index)
-            try:
-                decoder.decode(index, stored, block)
-            except BundleCorruptError as error:
-                self._damages.append(
-                    Damage(
-                        kind="chunk",
-                        message=str(error),
-                        tensors=tensors,
-                        plane=plane.name,
-                        chunk=index,
-                        offset=chunks[0].offset,
-                        stored_bytes=sum(chunk.stored_bytes for chunk in chunks),
-                    )
-                )
-            else:
-                hasher.update(block.view(np.uint8).data)
+        for block in range(decoder.geometry.num_chunks):
+            if block == 0:
+                self._check_padding(decoder.chunks(0)[0].offset, plane, tensors)
+            symbols = self._check_block(decoder, block, tensors)
+            if symbols is not None:
+                hasher.update(symbols.view(np.uint8).data)
         digest = hasher.hexdigest()
         if len(self._damages) == before and digest != plane.digest:
             message = (
@@ -158,28 +139,52 @@ class _Verification:
                 Damage(kind="plane", message=message, tensors=tensors, plane=plane.name)
             )
 
-    def _check_chunk(
-        self, plane: Plane, stream: Stream, index: int, tensors: tuple[str, ...]
-    ) -> ByteArray:
-        chunk = stream.chunks[index]
-        self._chunks += 1
-        stored = self._read(chunk.offset, chunk.stored_bytes)
-        try:
-            verify_chunk(stored, chunk, partial(describe_chunk, plane, stream, index))
-        except BundleCorruptError as error:
-            self._damages.append(
-                Damage(
+    def _check_block(
+        self, decoder: BlockDecoder, block: int, tensors: tuple[str, ...]
+    ) -> AnyArray | None:
+        """Checks the chunks of one block and decodes it; None if it is damaged."""
+        plane = decoder.plane
+        chunks = decoder.chunks(block)
+        self._chunks += len(chunks)
+        size = decoder.stored_bytes(block)
+        stored = self._read(chunks[0].offset, size)
+        before = len(self._damages)
+        at = 0
+        for stream, chunk in zip(plane.streams, chunks, strict=True):
+            data = stored[at : at + chunk.stored_bytes]
+            at += chunk.stored_bytes
+            try:
+                verify_chunk(data, chunk, partial(describe_chunk, plane, stream, block))
+            except BundleCorruptError as error:
+                damage = Damage(
                     kind="chunk",
                     message=str(error),
                     tensors=tensors,
                     plane=plane.name,
                     stream=stream.name,
-                    chunk=index,
+                    chunk=block,
                     offset=chunk.offset,
                     stored_bytes=chunk.stored_bytes,
                 )
+                self._damages.append(damage)
+        if len(self._damages) > before:
+            return None
+        symbols = np.empty(decoder.geometry.symbols(block), numpy_dtype(plane.dtype))
+        try:
+            decoder.decode(block, stored, symbols)
+        except BundleCorruptError as error:
+            damage = Damage(
+                kind="chunk",
+                message=str(error),
+                tensors=tensors,
+                plane=plane.name,
+                chunk=block,
+                offset=chunks[0].offset,
+                stored_bytes=size,
             )
-        return stored
+            self._damages.append(damage)
+            return None
+        return symbols
 
     def _check_padding(self, end: int, plane: Plane, tensors: tuple[str, ...]) -> None:
         """The bytes that align a plane are zero: nothing hides in them."""

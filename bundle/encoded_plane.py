@@ -1,0 +1,129 @@
+"""A plane's stored bytes in host memory, and the rows of a plane that were asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Self
+
+import numpy as np
+
+from tersor.bundle.codecs import Codec
+from tersor.bundle.decoding import BlockDecoder, Cancelled, Workers, check_cancelled
+from tersor.bundle.dtypes import AnyArray, ByteArray, Geometry, numpy_dtype
+from tersor.bundle.manifest import Plane
+from tersor.bundle.phases import PhaseTimes, measured
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReaderContext:
+    """What decoding needs of a reader: its codecs and its threads."""
+
+    codecs: Mapping[str, Codec]
+    workers: Workers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowSelection:
+    """Rows of a plane, and the blocks that cover them."""
+
+    plane: Plane
+    geometry: Geometry
+    rows: tuple[int, int]
+    blocks: range
+
+    @classmethod
+    def of(cls, plane: Plane, rows: tuple[int, int] | None) -> Self:
+        """Selects rows [first, last), or all of them.
+
+        Raises:
+            ValueError: `rows` is not a range within the plane.
+        """
+        geometry = Geometry.of_plane(plane)
+        first, last = (0, geometry.rows) if rows is None else rows
+        if not 0 <= first <= last <= geometry.rows:
+            raise ValueError(
+                f"rows {rows} are not a range within the {geometry.rows} rows of plane "
+                f"{plane.name!r}"
+            )
+        blocks = range(0)
+        if geometry.num_chunks and first < last:
+            blocks = range(first // plane.rows_per_chunk, -(-last // plane.rows_per_chunk))
+        return cls(plane=plane, geometry=geometry, rows=(first, last), blocks=blocks)
+
+    def new_array(self) -> AnyArray:
+        """An uninitialised one-dimensional array for all symbols of the blocks."""
+        symbols = sum(self.geometry.symbols(index) for index in self.blocks)
+        return np.empty(symbols, numpy_dtype(self.plane.dtype))
+
+    def part(self, array: AnyArray, block: int) -> AnyArray:
+        """The part of `new_array` that a block fills."""
+        start = (block - self.blocks.start) * self.plane.rows_per_chunk * self.geometry.row_symbols
+        return array[start : start + self.geometry.symbols(block)]
+
+    def cut(self, array: AnyArray) -> AnyArray:
+        """The selected rows of a filled `new_array`, in the plane's shape."""
+        first, last = self.rows
+        start = self.blocks.start * self.plane.rows_per_chunk if self.blocks else first
+        row = self.geometry.row_symbols
+        part = array[(first - start) * row : (last - start) * row]
+        # A few rows must not keep their whole blocks alive.
+        if 2 * part.size < array.size:
+            part = part.copy()
+        if not self.plane.shape:
+            return part.reshape(()) if last > first else part
+        return part.reshape(last - first, *self.plane.shape[1:])
+
+
+class EncodedPlane:
+    """The stored bytes of a plane (or of the blocks of some rows) in host memory, verified.
+
+    Independent of the reader's file: it may be decoded, any number of times and from any thread,
+    after the reader was closed (then without its threads).
+    """
+
+    __slots__ = ("_context", "_selection", "_stored")
+
+    def __init__(self, selection: RowSelection, stored: ByteArray, context: ReaderContext) -> None:
+        """Made by `BundleReader.fetch_plane`: `stored` holds the selection's blocks in order."""
+        self._selection = selection
+        self._stored = stored
+        self._context = context
+
+    @property
+    def plane(self) -> Plane:
+        """The plane, as it stands in the manifest."""
+        return self._selection.plane
+
+    @property
+    def stored_bytes(self) -> int:
+        """Host memory that the stored bytes take."""
+        return self._stored.size
+
+    def decode(
+        self, *, times: PhaseTimes | None = None, cancelled: Cancelled | None = None
+    ) -> AnyArray:
+        """The plane, or its fetched rows, as a new array that the caller owns.
+
+        Returns:
+            dtype `numpy_dtype(plane.dtype)`, shape `plane.shape` (first dimension: fetched rows).
+
+        Raises:
+            BundleCorruptError: the bytes do not decode to what the manifest declares.
+            BundleCancelledError: `cancelled()` became true.
+        """
+        check_cancelled(cancelled)
+        with measured(times, "decode"):
+            selection = self._selection
+            decoder = BlockDecoder(selection.plane, self._context.codecs)
+            array = selection.new_array()
+            tasks: list[Callable[[], None]] = []
+            at = 0
+            for block in selection.blocks:
+                size = decoder.stored_bytes(block)
+                stored = self._stored[at : at + size]
+                tasks.append(partial(decoder.decode, block, stored, selection.part(array, block)))
+                at += size
+            self._context.workers.run(tasks, cancelled)
+            return selection.cut(array)
