@@ -40,3 +40,8 @@ def padded_columns(x: Tensor, columns: int) -> Tensor:
     """Appends zero columns to x [M, K] up to `columns`; only makes it contiguous if it has them."""
     missing = columns - x.shape[1]
     return F.pad(x, (0, missing)) if missing else x.contiguous()
+
+
+def finished(y: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Adds bias to y [M, N] in fp32, so that it is rounded once, and returns it in `dtype`."""
+    return (y if bias is None else y.to(torch.float32) + bias).to(dtype)

@@ -54,7 +54,7 @@ class Layout(ABC):
         params: Params,
         device: torch.device,
     ) -> Self:
-        """Packs canonical planes for `device` (host tensors as in `plane_specs`; `u4` is uint8 0..15).
+        """Packs canonical planes (host tensors as in `plane_specs`; `u4` is uint8 0..15).
 
         Does not keep references to `planes` unless it needs no repacking (dense on the host): the
         caller gives up ownership. Raises LayoutError for missing, unknown or mis-shaped planes.

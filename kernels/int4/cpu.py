@@ -18,7 +18,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from tersor.kernels.cpu import gemm_dtype, padded_columns
+from tersor.kernels.cpu import finished, gemm_dtype, padded_columns
 
 OP_GROUPS = (256, 128, 64, 32)  # what the packed kernel takes
 # Break-even at 4096x4096, one thread (benchmarks/cpu_matmul.py): 0.46 ms per row packed, against
@@ -65,8 +65,7 @@ def matmul(
     else:
         packed = torch.ops.aten._weight_int4pack_mm_for_cpu  # noqa: SLF001
         y = packed(x.to(torch.bfloat16), tiles, group, scale_offset)[:, :n]
-    y = y.to(x.dtype).contiguous()
-    return y if bias is None else y.add_(bias)
+    return finished(y, bias, x.dtype).contiguous()
 
 
 def _decoded_matmul(x: Tensor, tiles: Tensor, scale_offset: Tensor) -> Tensor:

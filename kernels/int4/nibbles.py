@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tersor.kernels.cpu import gemm_dtype
+from tersor.kernels.cpu import finished, gemm_dtype
 from tersor.kernels.int4 import reference
 from tersor.kernels.int4.form import Planes
 
@@ -49,8 +49,7 @@ class NibblesForm:
             F.linear(wide_x, self._decode(slice(start, start + ROWS_AT_A_TIME)).to(dtype))
             for start in range(0, self.packed.shape[0], ROWS_AT_A_TIME)
         ]
-        y = torch.cat(parts, dim=1).to(x.dtype)
-        return y if bias is None else y.add_(bias)
+        return finished(torch.cat(parts, dim=1), bias, x.dtype)
 
     def dequantize(self) -> Tensor:
         return self._decode(slice(None))

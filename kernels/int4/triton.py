@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tersor.kernels.checks import ACTIVATION_DTYPES, check_tensor
+from tersor.kernels.cpu import finished
 from tersor.kernels.errors import LayoutError
 from tersor.kernels.int4.packing import block_words
 from tersor.kernels.splitk.config import BN, GEMM_MIN_ROWS, NUM_STAGES, NUM_WARPS, tile_config
@@ -231,7 +232,7 @@ def matmul(
     for start in range(0, n, rows):
         weight = decode(words, scales, zeros, group, k, torch.bfloat16, start, start + rows)
         out[:, start : start + rows] = F.linear(x, weight)
-    return out if bias is None else out.add_(bias)
+    return finished(out, bias, out.dtype)
 
 
 def decode(

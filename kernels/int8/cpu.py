@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tersor.kernels.cpu import gemm_dtype, padded_columns
+from tersor.kernels.cpu import finished, gemm_dtype, padded_columns
 
 # Break-even at 4096x4096, one thread (benchmarks/cpu_matmul.py): 0.44 ms per row packed, against
 # 9 ms to widen plus 0.2-0.3 ms per row.
@@ -26,8 +26,8 @@ def matmul(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Ten
         return _widened_matmul(x, codes, scales, bias)
     y = torch._weight_int8pack_mm(  # noqa: SLF001  # the only way to it
         padded_columns(x.to(torch.bfloat16), codes.shape[1]), codes, scales
-    ).to(x.dtype)
-    return y if bias is None else y.add_(bias)
+    )
+    return finished(y, bias, x.dtype)
 
 
 def _widened_matmul(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
@@ -37,5 +37,4 @@ def _widened_matmul(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | Non
     for start in range(0, codes.shape[0], WIDENED_ROWS):
         block = codes[start : start + WIDENED_ROWS, : x.shape[1]]
         y[:, start : start + WIDENED_ROWS] = F.linear(wide_x, block.to(dtype))
-    y.mul_(scales)
-    return (y if bias is None else y.add_(bias)).to(x.dtype)
+    return finished(y.mul_(scales), bias, x.dtype)

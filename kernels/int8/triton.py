@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tersor.kernels.checks import ACTIVATION_DTYPES, check_tensor
+from tersor.kernels.cpu import finished
 from tersor.kernels.int8.packing import padded_k
 from tersor.kernels.splitk.config import BN, GEMM_MIN_ROWS, NUM_STAGES, NUM_WARPS, tile_config
 from tersor.kernels.splitk.triton import compute_dtype, register_options, splitk_sum
@@ -102,7 +103,7 @@ def matmul(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Ten
         _launch(x, codes, scales, bias, out)
         return out
     y = F.linear(x, codes[:, :k].to(torch.bfloat16)).to(torch.float32) * scales
-    return (y if bias is None else y + bias).to(out.dtype)
+    return finished(y, bias, out.dtype)
 
 
 def _launch(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None, out: Tensor) -> None:

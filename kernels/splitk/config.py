@@ -14,7 +14,7 @@ from dataclasses import dataclass
 # Rows of the weight in a program: one m16 tile pair for each of its two warps.
 BN = 64
 NUM_WARPS = 2
-# ptxas otherwise rounds registers down to 80 or 128 and spills a few to get there (seen for sm_80 and
+# ptxas otherwise rounds registers down to 80 or 128 and spills a few to get there (seen for sm_80,
 # sm_90); these kernels want loads in flight, not warps.
 MAX_REGISTERS = 255
 NUM_STAGES = 3

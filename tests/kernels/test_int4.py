@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from unittest import mock
+
+import pytest
+import torch
+from kernel_cases import TOLERANCES, Int4Case, activations, assert_matmul_close
+from poison import poisoned_memory
+
+from tersor.kernels.int4 import Int4Layout, cpu, layout
+from tersor.kernels.int4.nibbles import NibblesForm
+from tersor.kernels.int4.packing import block_words, pack_words, unpack_words
+from tersor.kernels.int4.tiles import TilesForm
+
+CPU = torch.device("cpu")
+SHAPES = [(1, 1), (3, 7), (63, 33), (129, 63), (65, 300), (130, 512)]
+GROUPS = [0, 16, 32, 48, 64, 128, 512]
+BATCHES = [1, 3, 17, cpu.PACKED_MAX_ROWS, cpu.PACKED_MAX_ROWS + 1]
+
+
+def layout_of(case: Int4Case) -> Int4Layout:
+    n, k = case.codes.shape
+    return Int4Layout.from_planes(case.planes, (n, k), torch.bfloat16, case.params, CPU)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize(("n", "k"), SHAPES)
+def test_matmul_agrees_with_the_definition(n: int, k: int, group: int, symmetric: bool) -> None:
+    case = Int4Case.random(n, k, group=group, symmetric=symmetric)
+    layout = layout_of(case)
+    for m in BATCHES:
+        for dtype in (torch.float32, torch.bfloat16):
+            x = activations(m, k, dtype)
+            bias = activations(1, n, seed=3)[0] if m % 2 else None
+            with poisoned_memory():
+                y = layout.matmul(x, bias)
+            assert (y.dtype, tuple(y.shape)) == (dtype, (m, n))
+            assert_matmul_close(y, x, case.weight, case.magnitude, bias, TOLERANCES["bf16"])
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize(("n", "k"), SHAPES)
+def test_dense_and_rows_decode(n: int, k: int, group: int, symmetric: bool) -> None:
+    case = Int4Case.random(n, k, group=group, symmetric=symmetric)
+    layout = layout_of(case)
+    decoded = layout.dense(torch.float32)
+    # (8 - zero) * scale is held in bf16: at most 7 steps, rounded to 2^-9 of them.
+    error = (decoded - case.weight).abs().max()
+    assert error <= (0 if symmetric else float(case.scales.max()) / 64)
+    indices = torch.tensor([[0, n - 1], [n // 2, 0]])
+    torch.testing.assert_close(layout.rows(indices, torch.float32), decoded[indices])
+
+
+@pytest.mark.parametrize("group", [0, 32, 128])
+def test_rows_do_not_depend_on_the_batch(group: int) -> None:
+    layout = layout_of(Int4Case.random(130, 257, group=group, symmetric=False))
+    x = activations(cpu.PACKED_MAX_ROWS, 257)
+    whole = layout.matmul(x)
+    for m in (1, 2, 3, 8, 17, 32):
+        assert torch.equal(layout.matmul(x[:m]), whole[:m])
+
+
+def test_resident_bytes_are_half_a_byte_a_weight_and_the_scales() -> None:
+    case = Int4Case.random(128, 256, group=32, symmetric=True)
+    assert layout_of(case).resident_bytes == 128 * 256 // 2 + 128 * 8 * 4
+
+
+def test_this_machine_takes_the_packed_kernel_for_the_usual_groups() -> None:
+    assert cpu.tile_rows() in {16, 32, 64}
+    for group in (0, 32, 64, 128, 256):
+        case = Int4Case.random(64, 512, group=group, symmetric=True)
+        assert isinstance(layout_of(case)._form, TilesForm)
+    assert isinstance(
+        layout_of(Int4Case.random(64, 512, group=48, symmetric=True))._form, NibblesForm
+    )
+
+
+def test_an_unknown_tile_order_falls_back_to_nibbles() -> None:
+    case = Int4Case.random(64, 96, group=32, symmetric=False)
+    with mock.patch.object(layout.cpu, "tile_rows", lambda: None):
+        fallback = layout_of(case)
+    assert isinstance(fallback._form, NibblesForm)
+    x = activations(3, 96)
+    assert_matmul_close(
+        fallback.matmul(x), x, case.weight, case.magnitude, None, TOLERANCES["bf16"]
+    )
+
+
+@pytest.mark.parametrize("bw", [16, 32])
+@pytest.mark.parametrize("k", [1, 63, 256, 300])
+def test_words_hold_the_codes_where_the_drawing_says(bw: int, k: int) -> None:
+    codes = torch.randint(0, 16, (5, k), dtype=torch.uint8, generator=torch.manual_seed(0))
+    words = pack_words(codes, bw)
+    assert torch.equal(unpack_words(words, bw, k), codes)
+    for column in (0, k // 2, k - 1):
+        block, within = divmod(column, 8 * bw)
+        nibble, word = divmod(within, bw)
+        value = (words[:, block * bw + word].to(torch.int64) >> (4 * nibble)) & 15
+        assert torch.equal(value, codes[:, column].to(torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("group", "k", "expected"),
+    [(32, 512, 32), (96, 512, 32), (16, 512, 16), (48, 512, 16), (40, 512, None), (100, 100, 32)],
+)
+def test_block_width_never_lets_a_slice_straddle_groups(
+    group: int, k: int, expected: int | None
+) -> None:
+    assert block_words(group, k) == expected
