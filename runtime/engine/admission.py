@@ -85,6 +85,7 @@ class Admission:
             bos = self._program.bos_token_id
             tokens = [] if bos is None else [bos]
             tokens += self._tokenizer.encode(prompt, special_tokens=False)
+            self._check_tokenizer(tokens)
         else:
             tokens = list(prompt)
             self._check_ids(tokens)
@@ -96,6 +97,15 @@ class Admission:
                 "it and at least one token of the answer; shorten it"
             )
         return tokens
+
+    def _check_tokenizer(self, tokens: list[int]) -> None:
+        """A bundle's tokenizer may know more tokens than its model has embeddings."""
+        size = self._program.vocab_size
+        if tokens and max(tokens) >= size:
+            raise InvalidRequestError(
+                f"the prompt has token {max(tokens)} under the bundle's tokenizer, but the model "
+                f"knows only 0 to {size - 1}; convert the model again with its own tokenizer"
+            )
 
     def _check_ids(self, tokens: list[int]) -> None:
         size = self._program.vocab_size

@@ -119,3 +119,10 @@ def test_a_cache_without_a_page_is_refused() -> None:
 
 def test_the_cache_is_no_larger_than_full_contexts_need() -> None:
     assert make_rig(config=SMALL).engine.kv_pages_total == 4 * 96 // 4
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused() -> None:
+    rig = make_rig(program=tiny_program(vocab_size=98))  # tokens 0 to 97: bytes up to "`"
+    with pytest.raises(InvalidRequestError, match="token 123 .* the model knows only 0 to 97"):
+        rig.submit("AZz")
+    assert rig.answer("AZ", max_tokens=1).finished.usage.prompt_tokens == 2
