@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import logging
 import threading
@@ -20,11 +19,11 @@ from tersor.runtime.config import EngineConfig
 from tersor.runtime.errors import (
     DeadlineError,
     InternalError,
-    InvalidRequestError,
     OverloadedError,
     ServingError,
     ShuttingDownError,
 )
+from tersor.runtime.graph.failures import concerns_weights, run_error
 from tersor.runtime.graph.inputs import check_inputs, signature
 from tersor.runtime.graph.queue import Outputs, Request, RequestQueue
 
@@ -251,44 +250,33 @@ class GraphEngine:
             return
         try:
             results = self._compute(live)
-        except ServingError as error:  # of the weights, not of any one request
-            for request in live:
-                self._observer.failed(error.reason)
-                request.future.set_exception(copy.copy(error))
         except Exception as error:  # noqa: BLE001 - the engine outlives whatever a program raises
-            self._isolate(live, error)
+            if len(live) == 1 or concerns_weights(error):
+                self._fail(live, error)
+            else:
+                self._answer_each(live)
         else:
             for request, outputs in zip(live, results, strict=True):
                 request.future.set_result(outputs)
 
-    def _isolate(self, live: list[Request], error: Exception) -> None:
-        """A run raised: alone, the one request failed; in company, each is tried by itself."""
-        if len(live) > 1:
-            for request in live:
-                self._answer_alone(request)
-            return
-        failure: ServingError
-        if isinstance(error, IndexError):
-            failure = InvalidRequestError(
-                f"model {self.name}: an input holds a value out of range: {error}"
-            )
-        else:
-            _log.error("model %s: a run failed", self.name, exc_info=error)
-            failure = InternalError(f"model {self.name}: the run failed; details are in the log")
-        failure.__cause__ = error
-        self._observer.failed(failure.reason)
-        live[0].future.set_exception(failure)
+    def _answer_each(self, live: list[Request]) -> None:
+        """A batch failed by the inputs of some request: each is computed by itself."""
+        for request in live:
+            try:
+                outputs = self._compute([request])[0]
+            except Exception as error:  # noqa: BLE001 - as in `_answer`
+                self._fail([request], error)
+            else:
+                request.future.set_result(outputs)
 
-    def _answer_alone(self, request: Request) -> None:
-        try:
-            outputs = self._compute([request])[0]
-        except ServingError as error:
+    def _fail(self, requests: list[Request], cause: Exception) -> None:
+        errors = [run_error(self.name, cause) for _ in requests]
+        for request, error in zip(requests, errors, strict=True):
+            error.__cause__ = cause
             self._observer.failed(error.reason)
             request.future.set_exception(error)
-        except Exception as error:  # noqa: BLE001 - as in `_answer`
-            self._isolate([request], error)
-        else:
-            request.future.set_result(outputs)
+        if any(isinstance(error, InternalError) for error in errors):
+            _log.error("model %s: a run failed", self.name, exc_info=cause)
 
     def _compute(self, live: list[Request]) -> list[Outputs]:
         """One run over the requests' rows; each gets its rows of the outputs, as views."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 import torch
 
@@ -27,7 +28,8 @@ from tersor.runtime.host.served import VERSION, ServedDecoder, ServedGraph, Serv
 from tersor.runtime.metrics import Metrics, ModelFacts
 from tersor.runtime.residency import BundleGroups, Residency
 
-TOKENIZER = "tokenizer.json"
+TOKENIZER: Final = "tokenizer.json"
+_MAX_MEASURES: Final = 32  # label values that a bundle may make
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +114,7 @@ class Opener:
         model = GraphModel(
             program, _required_asset(reader, program.graph_asset), weights, device=self.device
         )
+        check_weights(reader.manifest, model.expected_weights)
         tokenizer = text = None
         if program.text is not None:
             tokenizer = Tokenizer.from_bytes(_required_asset(reader, TOKENIZER))
@@ -170,9 +173,9 @@ def _measures(manifest: Manifest) -> Mapping[str, float] | None:
     """The numbers at the top of the certificate; what it says of single tensors is too much."""
     if manifest.certificate is None:
         return None
-    items: Mapping[str, Any] = manifest.certificate
-    return {
-        key: float(value)
-        for key, value in items.items()
+    numbers = (
+        (key, float(value))
+        for key, value in manifest.certificate.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
-    }
+    )
+    return dict(itertools.islice(numbers, _MAX_MEASURES))

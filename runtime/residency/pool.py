@@ -61,6 +61,7 @@ class Residency:
         self._memory = DeviceMemory(budget_bytes, self._host)
         self._ticks = 0
         self._starved: set[int] = set()  # threads asleep until memory comes free
+        self._yielding: set[int] = set()  # of those, who is to give up to end a deadlock
         self._closed = False
         self._prefetcher = Prefetcher(self.lock, self._load_ahead)
 
@@ -161,6 +162,7 @@ class Residency:
             waited = self._clock() - start
             slot.model.observer.waited(waited)
             with self.lock:
+                self._yielding.discard(get_ident())
                 slot.model.waited_seconds += waited
 
     def _pin_or_claim(self, slot: GroupSlot) -> GroupWeights | None:
@@ -194,8 +196,8 @@ class Residency:
         me = get_ident()
         self._starved.add(me)
         try:
-            if not self._somebody_moves():
-                # Everyone who holds a group waits for another: nobody would ever let go.
+            self._break_deadlock(me)
+            if me in self._yielding:
                 raise OutOfMemoryError(
                     f"{where} beside the groups in use, got a budget of {budget} bytes; "
                     "raise the budget"
@@ -204,14 +206,19 @@ class Residency:
         finally:
             self._starved.discard(me)
 
-    def _somebody_moves(self) -> bool:
-        """Whether a load is under way, or a thread holds a group and does not itself wait."""
-        return any(
-            slot.state is GroupState.LOADING
-            or any(holder not in self._starved for holder in slot.holders)
-            for model in self._models.values()
-            for slot in model.slots
-        )
+    def _break_deadlock(self, me: int) -> None:
+        """Chooses a thread to give up if every thread that holds a group waits for memory.
+
+        It must be one that holds a group, or giving up would help nobody.
+        """
+        slots = [slot for model in self._models.values() for slot in model.slots]
+        holders = [holder for slot in slots for holder in slot.holders]
+        loading = any(slot.state is GroupState.LOADING for slot in slots)
+        if loading or not holders or any(holder not in self._starved for holder in holders):
+            return
+        self._yielding.add(me if me in holders else holders[0])
+        self._wake()
+        self._starved.add(me)
 
     def _load(self, slot: GroupSlot, *, ahead: bool) -> GroupWeights | None:
         """Loads a claimed group; pinned unless `ahead`. None if it turned out too large for now."""
@@ -288,7 +295,8 @@ class Residency:
         try:
             self._load(slot, ahead=True)
         except ServingError as error:
-            _log.warning("prefetch failed, the next use tries again: %s", error)
+            if not slot.model.closed:
+                _log.warning("prefetch failed, the next use tries again: %s", error)
 
     def _close_model(self, model: ModelState) -> None:
         model.closed = True

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tersor.bundle.program import GraphProgram, TensorSpec
+from tersor.models.errors import InvalidInputError
 from tersor.runtime.errors import ServingError
 
 
@@ -34,7 +35,7 @@ def row_inputs(value: float, *, rows: int = 1, columns: int = 3, n: int = 0) -> 
 
 
 class RowRunner:
-    """Computes `row_program`. A negative n raises IndexError, n = 13 RuntimeError."""
+    """Computes `row_program`. A negative n is an invalid input, n = 13 RuntimeError."""
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -49,7 +50,7 @@ class RowRunner:
         if self.failure is not None:
             raise self.failure
         if (n < 0).any():
-            raise IndexError("index out of range in self")
+            raise InvalidInputError("an index lies outside the table it looks up")
         if (n == 13).any():
             raise RuntimeError("a defect")
         return {"y": 2 * x + n[:, None]}

@@ -218,7 +218,7 @@ def test_one_bad_request_does_not_fail_its_neighbours(
     bench.runner.gate.set()
     assert futures[0].result(20)["y"][0, 0] == 2
     assert futures[3].result(20)["y"][0, 0] == 4
-    with pytest.raises(InvalidRequestError, match="out of range"):
+    with pytest.raises(InvalidRequestError, match="model rows: an index lies outside the table"):
         futures[1].result(20)
     with pytest.raises(InternalError, match="details are in the log") as caught:
         futures[2].result(20)
