@@ -28,7 +28,9 @@ def loads(data: bytes, *, what: str) -> object:
             f"{what} has about {values} JSON values; this build reads at most "
             f"{limits.MAX_MANIFEST_VALUES}"
         )
-    if _SURROGATE_ESCAPE.search(data):
+    # The plain search is a hundred times faster, and nearly always enough.
+    suspicious = b"\\ud" in data or b"\\uD" in data
+    if suspicious and _SURROGATE_ESCAPE.search(data):
         raise BundleFormatError(
             f"{what} escapes a surrogate (\\ud800 … \\udfff); expected plain UTF-8"
         )

@@ -164,12 +164,12 @@ def test_13_unknown_and_missing_fields(bundle: Path) -> None:
         value = json.loads(text)
         _get(value, path)["surprise"] = 1
         if path not in [("recipe",), ("source",), ("certificate",)]:
-            with pytest.raises(BundleFormatError, match=r"unknown fields: 'surprise'|exactly the"):
+            with pytest.raises(BundleFormatError, match=r"unknown fields: 'surprise'"):
                 manifest_from_json(json.dumps(value).encode(), data_end=footer.manifest_offset)
         for key in _get(json.loads(text), path):
             value = json.loads(text)
             del _get(value, path)[key]
-            with pytest.raises(BundleFormatError, match=r"has no field|exactly the fields"):
+            with pytest.raises(BundleFormatError, match=r"has no field"):
                 manifest_from_json(json.dumps(value).encode(), data_end=footer.manifest_offset)
 
 
@@ -281,7 +281,7 @@ def test_17_planes_that_share_chunks(bundle: Path) -> None:
         (lambda v: v["planes"][0]["streams"].reverse(), "other streams than its filter"),
         (lambda v: v["planes"][0]["streams"].clear(), "other streams than its filter"),
         (lambda v: v["planes"][0]["streams"][0]["chunks"].clear(), "has 0, 1 chunks"),
-        (lambda v: chunk_of(v).update(codec="pickle"), "codec 'pickle'; this build knows raw"),
+        (lambda v: chunk_of(v).update(codec="pickle"), "is 'pickle'; expected one of raw"),
         (lambda v: chunk_of(v, 0, 1).update(codec="lz4", raw_bytes=128), "damaged|decode"),
         (lambda v: chunk_of(v).update(checksum="0" * 15), "expected 16 lowercase hexadecimal"),
         (lambda v: chunk_of(v).update(checksum="G" * 16), "expected 16 lowercase hexadecimal"),
