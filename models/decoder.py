@@ -17,7 +17,7 @@ from tersor.bundle.program import EMBEDDING_GROUP, HEAD_GROUP, DecoderProgram, l
 from tersor.kernels.layout import Layout
 from tersor.models.contracts import AttentionState, GroupWeights, WeightSource
 from tersor.models.errors import UnsupportedProgramError, WeightError
-from tersor.models.rotary import RotaryTable, Rotation
+from tersor.models.rotary import Rotary, Rotation
 from tersor.models.weights import WeightShapes
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -115,7 +115,7 @@ class DecoderModel:
         self._source = weights
         self._layers = tuple(_layer(program, index) for index in range(program.num_layers))
         self._activation = _ACTIVATIONS[program.activation]
-        self._rotary = RotaryTable(program, device=device, dtype=activations)
+        self._rotary = Rotary(program, device=device, dtype=activations)
         self._scale = program.head_dim**-0.5
         table = (program.vocab_size, program.hidden_size)
         self._embedding = _Weight("embedding", table)

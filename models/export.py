@@ -267,10 +267,8 @@ def _examples(exported: ExportedProgram) -> list[Tensor]:
 
 
 def _can_batch(model: GraphModel, graph: Graph, examples: Sequence[Tensor] | None) -> bool:
-    if examples is not None:
-        return _rows_are_independent(model, examples)
     try:
-        return _rows_are_independent(model, _made_up(graph))
+        return _rows_are_independent(model, _made_up(graph) if examples is None else examples)
     except (InvalidInputError, ProgramFailedError):
         return False
 

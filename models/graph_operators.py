@@ -185,7 +185,8 @@ def tensor_operator(target: str) -> Any:
     overload = getattr(packet, parts[4])
     if overload._schema.is_mutable:  # noqa: SLF001 - the only place where an operator says so
         raise UnsupportedProgramError(
-            f"the graph calls {target!r}, which writes to its operands; export it functionalized"
+            f"the graph calls {target!r}, which writes to its operands; save the "
+            "result of the program's run_decompositions({}) instead"
         )
     return overload
 

@@ -23,6 +23,7 @@ from tersor.kernels.dense import DenseLayout
 from tersor.models.cache import FullAttention, GrowingCache
 from tersor.models.decoder import DecoderModel, decoder_weights
 from tersor.models.errors import UnsupportedProgramError, WeightError
+from tersor.models.rotary import Rotary
 from tersor.models.weights import ResidentWeights
 
 CPU = torch.device("cpu")
@@ -199,3 +200,15 @@ def test_contradictory_programs_are_refused(change: dict[str, Any], message: str
     program: DecoderProgram = replace(canonical_program(tiny_model("llama")), **change)
     with pytest.raises(UnsupportedProgramError, match=message):
         DecoderModel(program, ResidentWeights({}), device=CPU, activations=torch.float32)
+
+
+def test_rotations_are_the_same_with_and_without_a_table() -> None:
+    program = canonical_program(tiny_model("llama-rope-llama3"))
+    tabled = Rotary(program, device=CPU, dtype=torch.float32)
+    computed = Rotary(program, device=CPU, dtype=torch.float32)
+    computed._table = None  # as on a device other than the CPU
+    for positions in (torch.tensor([0, 5, 255]), torch.tensor([7, 1000]), torch.tensor([3])):
+        for left, right in zip(tabled.at(positions), computed.at(positions), strict=True):
+            assert left.shape == (len(positions), 1, program.head_dim)
+            assert torch.equal(left, right)
+    assert tabled.at(torch.empty(0, dtype=torch.long)).cos.shape[0] == 0
