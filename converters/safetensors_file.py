@@ -44,7 +44,7 @@ class SafetensorsFile:
         expected = self._expected.pop()
         data = tensor.contiguous().view(-1).view(torch.uint8).numpy()
         assert data.nbytes == expected.num_bytes, (expected, tensor.shape, tensor.dtype)
-        self._file.write(memoryview(data))
+        data.tofile(self._file)
 
     def __enter__(self) -> Self:
         return self

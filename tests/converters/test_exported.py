@@ -32,6 +32,9 @@ CPU = torch.device("cpu")
 class Recommender(nn.Module):
     """An embedding tied to the output, a convolution, a buffer, an expanded constant."""
 
+    shift: Tensor
+    wide: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.items = nn.Embedding(90, 64)
@@ -300,7 +303,7 @@ def test_outputs_are_named_or_refused(tmp_path: Path) -> None:
 
     edit = edit_json("model_weights_config.json", halve)
     rebuild(tmp_path / "pair.pt2", tmp_path / "wrong.pt2", edit)
-    with pytest.raises(SourceError, match="scale is f16 .., the program needs f32"):
+    with pytest.raises(SourceError, match=r"scale is f16 \[\], the program needs f32"):
         open_source(tmp_path / "wrong.pt2")
     convert(tmp_path / "pair.pt2", tmp_path / "p.tersor", recipe=load_recipe("int8"))
     extract(tmp_path / "p.tersor", tmp_path / "out")
