@@ -147,14 +147,16 @@ class SamplingParams(_message.Message):
     ignore_eos: _builtins.bool
     """Go on beyond the end-of-sequence token."""
     logprobs: _builtins.int
-    """Log-probability of each chosen token and of the n most likely ones; 0: the chosen alone. Unset: none."""
+    """Log-probability of each chosen token and of the n most likely ones: 0 (the chosen alone) to 64.
+    Unset: none.
+    """
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Generation ends before the first of these; none is empty."""
+        """Generation ends before the first of these; at most 64, each of 1 to 1024 characters."""
 
     @_builtins.property
     def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Generation ends at the first of these token ids."""
+        """Generation ends at the first of these token ids, each in [0, vocab_size)."""
 
     def __init__(
         self,

@@ -6,8 +6,6 @@ import json
 import queue
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -15,25 +13,12 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 from oip import Value, array_output, infer_request, text_output
-from running_server import RunningServer, free_ports, running_server
+from running_server import RunningServer
 
-from tersor.converters.pipeline import convert
-from tersor.converters.recipe import load_recipe
 from tersor.protos.inference import grpc_service_pb2 as inference
 from tersor.protos.tersor.v1 import generation_pb2 as generation
 
 PROMPT = "def fibonacci(n):\n"
-
-
-@pytest.fixture(scope="module")
-def real(
-    tmp_path_factory: pytest.TempPathFactory, pico_dir: Path, minilm_dir: Path
-) -> Iterator[RunningServer]:
-    folder = tmp_path_factory.mktemp("bundles")
-    convert(pico_dir, folder / "pico.tersor", recipe=load_recipe("int8"))
-    convert(minilm_dir, folder / "minilm.tersor", recipe=load_recipe("int8"))
-    with running_server(free_ports(models=(folder,))) as running:
-        yield running
 
 
 def generate(real: RunningServer, **fields: Any) -> list[generation.GenerateResponse]:
