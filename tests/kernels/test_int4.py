@@ -7,7 +7,7 @@ import torch
 from kernel_cases import TOLERANCES, Int4Case, activations, assert_matmul_close
 from poison import poisoned_memory
 
-from tersor.kernels.int4 import Int4Layout, cpu, layout
+from tersor.kernels.int4 import Int4Layout, cpu
 from tersor.kernels.int4.nibbles import NibblesForm
 from tersor.kernels.int4.packing import block_words, pack_words, unpack_words
 from tersor.kernels.int4.tiles import TilesForm
@@ -79,7 +79,7 @@ def test_this_machine_takes_the_packed_kernel_for_the_usual_groups() -> None:
 
 def test_an_unknown_tile_order_falls_back_to_nibbles() -> None:
     case = Int4Case.random(64, 96, group=32, symmetric=False)
-    with mock.patch.object(layout.cpu, "tile_rows", lambda: None):
+    with mock.patch.object(cpu, "tile_rows", return_value=None):
         fallback = layout_of(case)
     assert isinstance(fallback._form, NibblesForm)
     x = activations(3, 96)

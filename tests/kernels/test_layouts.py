@@ -101,9 +101,9 @@ def test_operands_are_checked_by_name(name: str) -> None:
     layout = layouts()[name].from_planes(planes, (4, 8), BF16, params, CPU)
     with pytest.raises(LayoutError, match=r"`x` has shape \[1, 7\], expected \[..., 8\]"):
         layout.matmul(activations(1, 7))
-    with pytest.raises(LayoutError, match="`x` has dtype torch.float64"):
+    with pytest.raises(LayoutError, match=r"`x` has dtype torch\.float64"):
         layout.matmul(activations(1, 8, torch.float64))
     with pytest.raises(LayoutError, match=r"`bias` has shape \[5\], expected \[4\]"):
         layout.matmul(activations(1, 8), torch.zeros(5))
-    with pytest.raises(LayoutError, match="`indices` has dtype torch.int32"):
+    with pytest.raises(LayoutError, match=r"`indices` has dtype torch\.int32"):
         layout.rows(torch.zeros(1, dtype=torch.int32), torch.float32)

@@ -24,7 +24,7 @@ def _poisoning(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 @contextmanager
 def poisoned_memory() -> Iterator[None]:
-    """Fills what torch.empty and its relatives return with NaN, so that an unwritten output shows."""
+    """Fills what torch.empty and its relatives return with NaN: an unwritten output then shows."""
     with (
         mock.patch.object(torch, "empty", _poisoning(torch.empty)),
         mock.patch.object(torch, "empty_like", _poisoning(torch.empty_like)),
