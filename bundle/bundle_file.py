@@ -57,7 +57,7 @@ class BundleFile:
         """Keeps the file open inside the block. Raises BundleReadError once closed."""
         with self._idle:
             if self._closed:
-                raise BundleReadError(f"the reader of {self.path} is closed; open it again")
+                raise BundleReadError("the reader is closed; open the bundle again")
             self._users += 1
         try:
             yield
@@ -80,11 +80,11 @@ class BundleFile:
                 count = os.preadv(self._fd, [view[done:]], offset + done)
             except OSError as error:
                 raise BundleReadError(
-                    f"cannot read {self.path} at offset {offset + done}: {error}"
+                    f"cannot read at offset {offset + done}: {error.strerror or error}"
                 ) from error
             if count == 0:
                 raise BundleTruncatedError(
-                    f"{self.path} ends at byte {offset + done}, expected data up to "
+                    f"the file ends at byte {offset + done}, expected data up to "
                     f"{offset + len(view)}; it was truncated while open, so copy it again"
                 )
             done += count

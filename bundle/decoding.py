@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 
 import numpy as np
@@ -64,7 +64,12 @@ class Workers:
             for task in tasks:
                 guarded(task)
             return
-        errors = [future.exception() for future in futures]
+        try:
+            errors = [future.exception() for future in futures]
+        except BaseException:  # interrupted while waiting: the tasks still use the caller's memory
+            stop.set()
+            wait(futures)
+            raise
         for error in errors:
             if error is not None:
                 raise error
@@ -80,7 +85,9 @@ class Workers:
 
 def default_threads() -> int:
     """Threads for reading and writing: the processors this process may use, at most four."""
-    return max(1, min(4, len(os.sched_getaffinity(0))))
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+    count = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, min(4, count))
 
 
 def check_cancelled(cancelled: Cancelled | None) -> None:

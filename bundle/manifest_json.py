@@ -30,7 +30,7 @@ from tersor.bundle.manifest import (
 )
 from tersor.bundle.program_json import program_from_json, program_to_json
 from tersor.bundle.strict_json import check_free, dumps, loads
-from tersor.bundle.validate import PlaneKey, plane_key, validate
+from tersor.bundle.validate import PlaneKey, check_tensor, plane_key, validate
 
 _DTYPE_NAMES = tuple(DTYPES)
 _FILTER_NAMES = tuple(FILTERS)
@@ -122,6 +122,21 @@ def _check_distinct(table: list[Plane]) -> None:
                 f"plane {index} repeats the digest, dtype and shape of plane {first}; equal planes "
                 "are stored once"
             )
+
+
+def checked_tensor(tensor: TensorEntry) -> TensorEntry:
+    """A tensor as a reader will see it, whatever its planes.
+
+    Raises:
+        BundleFormatError: a reader would refuse it.
+        BundleLimitError: it exceeds a cap of `limits`.
+    """
+    references = [{"name": plane.name, "plane": at} for at, plane in enumerate(tensor.planes)]
+    value = loads(dumps(_tensor_to_json(tensor, references)), what="the tensor's entry")
+    table = list(tensor.planes)
+    result = _tensor_from_json(value, "the tensor", table, _UseOrder(len(table)))
+    check_tensor(result)
+    return result
 
 
 class _UseOrder:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,8 +43,3 @@ def contiguous(name: str, data: PlaneData) -> AnyArray:
         except BundleCorruptError as error:
             raise BundleWriteError(f"plane {name!r} of dtype {data.dtype}: {error}") from error
     return result
-
-
-def shape_tuple(shape: Sequence[int]) -> tuple[int, ...]:
-    """A shape of plain integers (numpy's and torch's own integer types do not become JSON)."""
-    return tuple(int(dim) for dim in shape)

@@ -47,9 +47,16 @@ def loads(data: bytes, *, what: str) -> object:
 
 
 def dumps(value: object) -> bytes:
-    """Compact UTF-8 JSON with keys in their own order: the same value gives the same bytes."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.encode("utf-8")
+    """Compact UTF-8 JSON with keys in their own order: the same value gives the same bytes.
+
+    Raises:
+        BundleFormatError: the value holds something that is not JSON.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return text.encode("utf-8")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BundleFormatError(f"not a JSON value: {error}") from error
 
 
 def check_free(value: object, where: str, depth: int = 0) -> None:

@@ -125,7 +125,7 @@ class _Verification:
         before = len(self._damages)
         for block in range(decoder.geometry.num_chunks):
             if block == 0:
-                self._check_padding(decoder.chunks(0)[0].offset, plane, tensors)
+                self._check_padding(decoder.chunks(0)[0].offset, plane)
             symbols = self._check_block(decoder, block, tensors)
             if symbols is not None:
                 hasher.update(symbols.view(np.uint8).data)
@@ -186,7 +186,7 @@ class _Verification:
             return None
         return symbols
 
-    def _check_padding(self, end: int, plane: Plane, tensors: tuple[str, ...]) -> None:
+    def _check_padding(self, end: int, plane: Plane) -> None:
         """The bytes that align a plane are zero: nothing hides in them."""
         start = self._checked
         if start < end and self._read(start, end - start).any():
@@ -195,7 +195,6 @@ class _Verification:
                     kind="padding",
                     message=f"the {end - start} bytes that align plane {plane.name!r} are not all "
                     "zero; no tensor is affected",
-                    tensors=tensors,
                     plane=plane.name,
                     offset=start,
                     stored_bytes=end - start,

@@ -21,11 +21,11 @@ from tersor.bundle.codecs import AUTO, ZstdCodec, default_codecs
 from tersor.bundle.container import pack_header, pack_manifest
 from tersor.bundle.decoding import default_threads
 from tersor.bundle.digests import checksum, content_digest, digest_array, digest_bytes
-from tersor.bundle.dtypes import AnyArray, Geometry, numpy_dtype, rows_per_chunk
+from tersor.bundle.dtypes import AnyArray, Geometry, rows_per_chunk
 from tersor.bundle.encoding import Chooser, EncodedChunk, block_of
-from tersor.bundle.errors import BundleError, BundleWriteError
+from tersor.bundle.errors import BundleError, BundleLimitError, BundleWriteError
 from tersor.bundle.filters import Filter
-from tersor.bundle.json_fields import as_text
+from tersor.bundle.json_fields import as_text, check_unique
 from tersor.bundle.manifest import (
     Asset,
     Chunk,
@@ -37,12 +37,12 @@ from tersor.bundle.manifest import (
     Stream,
     TensorEntry,
 )
-from tersor.bundle.manifest_json import manifest_from_json, manifest_to_json
-from tersor.bundle.plane_data import PlaneData, contiguous, shape_tuple
+from tersor.bundle.manifest_json import checked_tensor, manifest_from_json, manifest_to_json
+from tersor.bundle.plane_data import PlaneData, contiguous
 from tersor.bundle.program import Program
 from tersor.bundle.program_json import program_from_json, program_to_json
 from tersor.bundle.strict_json import check_free
-from tersor.bundle.validate import PlaneKey, check_asset, check_tensor
+from tersor.bundle.validate import PlaneKey, check_asset, check_plane
 
 
 class BundleWriter:
@@ -92,6 +92,7 @@ class BundleWriter:
         self._threads = min(2, default_threads()) if threads is None else threads
         self._tensors: dict[str, TensorEntry] = {}
         self._groups: dict[str, list[str]] = {}
+        self._origins: set[str] = set()  # names of sources and aliases, each to be extracted once
         self._assets: list[tuple[Asset, bytes, str]] = []
         # One plane a key: equal bytes of equal dtype and shape are stored once.
         self._stored: dict[PlaneKey, Plane] = {}
@@ -164,24 +165,29 @@ class BundleWriter:
             raise BundleWriteError(f"the tensor {name!r} was already added")
         self._state = "failed"
         with _as_write_error(f"tensor {name!r}"):
-            for text, what in ((name, "its name"), (group, "its group"), (layout, "its layout")):
-                as_text(text, what, max_bytes=limits.MAX_NAME_BYTES)
+            as_text(group, "its group", max_bytes=limits.MAX_NAME_BYTES)
+            origins = (*(source.tensor for source in sources), *aliases)
+            check_unique(origins, "its sources and aliases")
+            for origin in origins:
+                if origin in self._origins:
+                    raise BundleWriteError(f"the source {origin!r} is already another tensor's")
             arrays = {key: contiguous(key, data) for key, data in planes.items()}
-            numpy_dtype(dtype)  # raises for an unknown name
-            entry = TensorEntry(
-                name=name,
-                shape=shape_tuple(shape),
-                dtype=dtype,
-                layout=layout,
-                params=dict(params),
-                planes=tuple(
-                    self._write_plane(key, planes[key].dtype, array)
-                    for key, array in arrays.items()
-                ),
-                sources=tuple(sources),
-                aliases=tuple(aliases),
+            entry = checked_tensor(
+                TensorEntry(
+                    name=name,
+                    shape=tuple(int(dim) for dim in shape),
+                    dtype=dtype,
+                    layout=layout,
+                    params=dict(params),
+                    planes=tuple(
+                        self._write_plane(key, planes[key].dtype, array)
+                        for key, array in arrays.items()
+                    ),
+                    sources=tuple(sources),
+                    aliases=tuple(aliases),
+                )
             )
-            check_tensor(entry)
+        self._origins.update(origins)
         self._tensors[name] = entry
         self._groups.setdefault(group, []).append(name)
         self._state = "open"
@@ -263,6 +269,11 @@ class BundleWriter:
     def _encode_plane(self, dtype: str, array: AnyArray, digest: str) -> Plane:
         rows = rows_per_chunk(array.shape, dtype, limits.TARGET_CHUNK_RAW_BYTES)
         geometry = Geometry.of(array.shape, dtype, rows)
+        if geometry.row_bytes > limits.MAX_CHUNK_RAW_BYTES:
+            raise BundleLimitError(
+                f"a plane has rows of {geometry.row_bytes} bytes, which are never split; expected "
+                f"at most {limits.MAX_CHUNK_RAW_BYTES}, so give it more rows"
+            )
         flat = array.reshape(-1)
         chosen = self._chooser.choose_filter(dtype, flat, geometry)
         names = chosen.stream_names(dtype)
@@ -272,7 +283,7 @@ class BundleWriter:
         for block in self._encoded_blocks(dtype, flat, geometry, chosen):
             for stream, encoded in zip(chunks, block, strict=True):
                 stream.append(encoded.at(self._file.append(encoded.data)))
-        return Plane(
+        plane = Plane(
             name="",
             dtype=dtype,
             shape=array.shape,
@@ -284,6 +295,8 @@ class BundleWriter:
                 for stream_name, stream in zip(names, chunks, strict=True)
             ),
         )
+        check_plane(plane, "a plane")
+        return plane
 
     def _encoded_blocks(
         self, dtype: str, flat: AnyArray, geometry: Geometry, chosen: Filter

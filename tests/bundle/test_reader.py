@@ -99,7 +99,7 @@ def test_a_closed_reader_says_so_but_fetched_planes_still_decode(large: Path) ->
     reader.close()
     reader.close()
     assert np.array_equal(encoded.decode(), weights((3000, 800)))
-    with pytest.raises(BundleReadError, match="is closed; open it again"):
+    with pytest.raises(BundleReadError, match="is closed; open the bundle again"):
         reader.read_plane(plane)
 
 

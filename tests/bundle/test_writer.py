@@ -23,7 +23,7 @@ from tiny_bundles import (
 
 from tersor.bundle import limits
 from tersor.bundle.atomic_file import AtomicFile
-from tersor.bundle.errors import BundleNotFoundError, BundleWriteError
+from tersor.bundle.errors import BundleLimitError, BundleNotFoundError, BundleWriteError
 from tersor.bundle.manifest import SourceSlice
 from tersor.bundle.reader import BundleReader
 from tersor.bundle.writer import PlaneData
@@ -181,7 +181,15 @@ def test_a_committed_or_failed_writer_refuses_more(tmp_path: Path) -> None:
             {"planes": {"values": PlaneData(dtype="fp3", array=np.zeros(4, np.uint8))}},
             "unknown dtype 'fp3'; expected one of bool, u4",
         ),
-        ({"dtype": "float"}, "unknown dtype 'float'"),
+        ({"dtype": "float"}, "dtype of tensor 'a' is 'float'; expected one of bool"),
+        ({"params": {"x": np.int64(3)}}, "not a JSON value"),
+        ({"params": {"x": [1]}}, "x of params of tensor 'a' is not a number, string"),
+        ({"shape": (-4,)}, "shape of tensor 'a' is -4"),
+        ({"layout": ""}, "layout of tensor 'a' is ''; expected printable"),
+        (
+            {"sources": [SourceSlice(tensor="old", dtype="f32", shape=(4,), rows=4)]},
+            "the source 'old' is already another tensor's",
+        ),
         ({"name": ""}, "expected printable characters"),
         ({"group": "a\nb"}, "expected printable characters"),
         ({"aliases": ["b"]}, "has aliases but no source"),
@@ -207,8 +215,20 @@ def test_a_bad_tensor_is_refused_at_once(
         "params": {},
         "planes": {"values": PlaneData(dtype="f32", array=np.zeros(4, np.float32))},
     }
-    with writer(tmp_path / "x.tersor") as target, pytest.raises(BundleWriteError, match=message):
-        target.add_tensor(**{**fields, **changes})
+    with writer(tmp_path / "x.tersor") as target:
+        add(target, "old", "u8", symbols("u8", (2,)))
+        with pytest.raises(BundleWriteError, match=message):
+            target.add_tensor(**{**fields, **changes})
+
+
+def test_a_row_too_wide_for_a_chunk_is_refused(tmp_path: Path) -> None:
+    # One byte seen 2^30 + 1 times: refused before it is encoded.
+    wide = np.broadcast_to(np.zeros((), np.uint8), (1, limits.MAX_CHUNK_RAW_BYTES + 1))
+    with (
+        writer(tmp_path / "x.tersor") as target,
+        pytest.raises(BundleLimitError, match="more rows"),
+    ):
+        target._encode_plane("u8", wide, "")
 
 
 @pytest.mark.parametrize(
