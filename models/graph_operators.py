@@ -172,23 +172,29 @@ def tensor_operator(target: str) -> Any:
         UnsupportedProgramError: it is not listed, this torch lacks it, or it writes to operands.
     """
     parts = target.split(".")
-    listed = len(parts) == 5 and parts[:3] == ["torch", "ops", "aten"] and parts[3] in _ATEN
-    if not listed or ".".join(parts[3:]) in _DATA_SIZED:
+    name = parts[3] if len(parts) == 5 and parts[:3] == ["torch", "ops", "aten"] else ""
+    if name not in _ATEN or ".".join(parts[3:]) in _DATA_SIZED:
+        if name.endswith("_") and name[:-1] in _ATEN:
+            raise _writes(target)
         raise UnsupportedProgramError(
             f"the graph calls {target!r}, which is not on the list of operators a graph may call"
         )
-    packet = getattr(torch.ops.aten, parts[3], None)
+    packet = getattr(torch.ops.aten, name, None)
     if packet is None or parts[4] not in packet.overloads():
         raise UnsupportedProgramError(
             f"the graph calls {target!r}, which torch {torch.__version__} does not have"
         )
     overload = getattr(packet, parts[4])
     if overload._schema.is_mutable:  # noqa: SLF001 - the only place where an operator says so
-        raise UnsupportedProgramError(
-            f"the graph calls {target!r}, which writes to its operands; save the "
-            "result of the program's run_decompositions({}) instead"
-        )
+        raise _writes(target)
     return overload
+
+
+def _writes(target: str) -> UnsupportedProgramError:
+    return UnsupportedProgramError(
+        f"the graph calls {target!r}, which writes to its operands; export the program again and "
+        "save the result of its run_decompositions({})"
+    )
 
 
 def allocates(target: str) -> bool:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import json
 import subprocess
 import sys
+import zipfile
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +35,7 @@ from tersor.models.errors import (
     UnsupportedProgramError,
     WeightError,
 )
-from tersor.models.export import GraphParts, program_from_exported
+from tersor.models.export import GraphParts, program_from_exported, program_from_saved
 from tersor.models.graph import GraphModel
 from tersor.models.weights import ResidentWeights
 
@@ -372,6 +375,21 @@ def test_wrong_output_names_are_refused() -> None:
     _, exported = cnn()
     with pytest.raises(UnsupportedProgramError, match="returns 1 tensors, got 2 names"):
         program_from_exported(exported, output_names=["a", "b"])
+
+
+# torch 2.13 uses an interface in run_decompositions that it deprecates itself.
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+def test_a_saved_program_needs_no_example_to_be_batched() -> None:
+    _, exported = recommender()
+    parts = program_from_exported(exported)
+    file = io.BytesIO()
+    torch.export.save(exported.run_decompositions({}), file)
+    with zipfile.ZipFile(file) as archive:
+        saved = json.loads(archive.read("archive/models/model.json"))
+    weights = {name: values for name, values, _ in parts.tensors}
+    again = program_from_saved(saved, weights, output_names=["scores", "best", "which"])
+    assert again.graph_json == parts.graph_json
+    assert again.program == parts.program
 
 
 def test_export_is_deterministic() -> None:

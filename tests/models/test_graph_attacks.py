@@ -145,6 +145,12 @@ def test_operators_outside_the_list_are_refused(tree: Json, target: str) -> None
         parse_graph(json.dumps(tree).encode())
 
 
+def test_in_place_operators_say_what_to_do(tree: Json) -> None:
+    _node(tree, "relu")["target"] = "torch.ops.aten.relu_.default"
+    with pytest.raises(UnsupportedProgramError, match="save the result of its run_decompositions"):
+        parse_graph(json.dumps(tree).encode())
+
+
 def test_expressions_are_never_evaluated(parts: GraphParts, tree: Json, tmp_path: Path) -> None:
     trap = tmp_path / "evaluated"
     attack = f"__import__('pathlib').Path({str(trap)!r}).touch()"
