@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -61,3 +63,9 @@ def test_nothing_names_a_machine_or_a_registry() -> None:
             text = path.read_text(encoding="utf-8", errors="ignore")
             found += [f"{path.relative_to(ROOT)}: {m.group()}" for m in pattern.finditer(text)]
     assert not found
+
+
+def test_the_list_of_modules_is_up_to_date() -> None:
+    command = [sys.executable, str(ROOT / "docs" / "modules.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -123,6 +123,6 @@ def test_the_cache_is_no_larger_than_full_contexts_need() -> None:
 
 def test_a_tokenizer_larger_than_the_model_is_refused() -> None:
     rig = make_rig(program=tiny_program(vocab_size=98))  # tokens 0 to 97: bytes up to "`"
-    with pytest.raises(InvalidRequestError, match="token 123 .* the model knows only 0 to 97"):
+    with pytest.raises(InvalidRequestError, match=r"token 123 .* the model knows only 0 to 97"):
         rig.submit("AZz")
     assert rig.answer("AZ", max_tokens=1).finished.usage.prompt_tokens == 2
