@@ -59,6 +59,7 @@ class GraphEngine:
         observer: receives measurements.
         device: inputs are moved there, outputs come back to the host.
         clock: seconds, monotonic; deadlines are on it.
+        load_seconds: seconds that runs waited for weights so far; left out of a run's time.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class GraphEngine:
         observer: GraphObserver,
         device: torch.device,
         clock: Callable[[], float] = time.monotonic,
+        load_seconds: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.name = name
         self.program = program
@@ -79,6 +81,7 @@ class GraphEngine:
         self._observer = observer
         self._device = device
         self._clock = clock
+        self._load_seconds = load_seconds
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._queue = RequestQueue(
@@ -280,14 +283,15 @@ class GraphEngine:
 
     def _compute(self, live: list[Request]) -> list[Outputs]:
         """One run over the requests' rows; each gets its rows of the outputs, as views."""
-        began = self._clock()
+        began, waited = self._clock(), self._load_seconds()
         with torch.inference_mode():
             inputs = {
                 spec.name: _joined([request.inputs[spec.name] for request in live], self._device)
                 for spec in self.program.inputs
             }
             outputs = {name: t.cpu() for name, t in self._model.run(inputs).items()}
-        seconds = self._clock() - began
+        waited = self._load_seconds() - waited
+        seconds = max(0.0, self._clock() - began - waited)
         rows = sum(request.rows for request in live)
         self._observer.ran(seconds, rows=rows, requests=len(live))
         self._mean_run_seconds += _SMOOTHING * (seconds - self._mean_run_seconds)

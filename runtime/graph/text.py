@@ -11,7 +11,7 @@ from torch import Tensor
 from tersor.bundle.program import GraphProgram, TextFrontend
 from tersor.models.tokenizer import Tokenizer
 from tersor.models.weights import torch_dtype
-from tersor.runtime.errors import ConfigError, InvalidRequestError
+from tersor.runtime.errors import InvalidRequestError, ModelLoadError
 
 _PAD_TOKENS: Final = ("[PAD]", "<pad>", "<|padding|>", "<|endoftext|>")
 
@@ -19,7 +19,7 @@ _PAD_TOKENS: Final = ("[PAD]", "<pad>", "<|padding|>", "<|endoftext|>")
 class TextEncoder:
     """Turns texts into the inputs of one graph program. Thread-safe.
 
-    Raises ConfigError if the frontend names an input that the program does not have.
+    Raises ModelLoadError if the frontend does not fit the program.
     """
 
     def __init__(
@@ -32,9 +32,15 @@ class TextEncoder:
         wanted = (frontend.input_ids, frontend.attention_mask, frontend.token_type_ids)
         used = [key for key in wanted if key is not None]
         if sorted(used) != sorted(specs):
-            raise ConfigError(
+            raise ModelLoadError(
                 f"model {name}: the text frontend fills inputs {', '.join(used)}, "
                 f"expected those of the program: {', '.join(specs)}"
+            )
+        shapes = {specs[key].shape[1:] for key in used}
+        if len(shapes) > 1 or len(next(iter(shapes))) != 1:
+            raise ModelLoadError(
+                f"model {name}: the text frontend needs inputs of one shape [batch, tokens], "
+                f"got {', '.join(str(list(specs[key].shape)) for key in used)}"
             )
         self._dtypes = {key: torch_dtype(specs[key].dtype) for key in used}
         length = specs[frontend.input_ids].shape[1]

@@ -127,6 +127,7 @@ class Opener:
             observer=self.metrics.graph_observer(name),
             device=self.device,
             clock=self.clock,
+            load_seconds=lambda: weights.waited_seconds,
         )
         return ServedGraph(
             name=name,
