@@ -160,38 +160,17 @@ class BundleWriter:
             BundleWriteError: the name is taken, an array does not have its dtype, a symbol is out
                 of range, the sources do not fill the shape, or the file cannot be written.
         """
-        self._require_open()
-        if name in self._tensors:
-            raise BundleWriteError(f"the tensor {name!r} was already added")
-        self._state = "failed"
-        with _as_write_error(f"tensor {name!r}"):
-            as_text(group, "its group", max_bytes=limits.MAX_NAME_BYTES)
-            origins = (*(source.tensor for source in sources), *aliases)
-            check_unique(origins, "its sources and aliases")
-            for origin in origins:
-                if origin in self._origins:
-                    raise BundleWriteError(f"the source {origin!r} is already another tensor's")
-            arrays = {key: contiguous(key, data) for key, data in planes.items()}
-            entry = checked_tensor(
-                TensorEntry(
-                    name=name,
-                    shape=tuple(int(dim) for dim in shape),
-                    dtype=dtype,
-                    layout=layout,
-                    params=dict(params),
-                    planes=tuple(
-                        self._write_plane(key, planes[key].dtype, array)
-                        for key, array in arrays.items()
-                    ),
-                    sources=tuple(sources),
-                    aliases=tuple(aliases),
-                )
-            )
-        self._origins.update(origins)
-        self._tensors[name] = entry
-        self._groups.setdefault(group, []).append(name)
-        self._state = "open"
-        return entry
+        entry = TensorEntry(
+            name=name,
+            shape=tuple(int(dim) for dim in shape),
+            dtype=dtype,
+            layout=layout,
+            params=dict(params),
+            planes=(),
+            sources=tuple(sources),
+            aliases=tuple(aliases),
+        )
+        return self._add(entry, group, planes)
 
     def commit(self, *, certificate: Mapping[str, Any] | None = None) -> Manifest:
         """Writes assets, manifest and footer, makes the file durable and gives it its name.
@@ -258,6 +237,29 @@ class BundleWriter:
             raise BundleWriteError(
                 f"the writer of {self._file.path} is {self._state}; make a new one"
             )
+
+    def _add(self, entry: TensorEntry, group: str, planes: Mapping[str, PlaneData]) -> TensorEntry:
+        self._require_open()
+        if entry.name in self._tensors:
+            raise BundleWriteError(f"the tensor {entry.name!r} was already added")
+        self._state = "failed"
+        with _as_write_error(f"tensor {entry.name!r}"):
+            as_text(group, "its group", max_bytes=limits.MAX_NAME_BYTES)
+            origins = (*(source.tensor for source in entry.sources), *entry.aliases)
+            check_unique(origins, "its sources and aliases")
+            for origin in origins:
+                if origin in self._origins:
+                    raise BundleWriteError(f"the source {origin!r} is already another tensor's")
+            arrays = {key: contiguous(key, data) for key, data in planes.items()}
+            written = tuple(
+                self._write_plane(key, planes[key].dtype, array) for key, array in arrays.items()
+            )
+            entry = checked_tensor(replace(entry, planes=written))
+        self._origins.update(origins)
+        self._tensors[entry.name] = entry
+        self._groups.setdefault(group, []).append(entry.name)
+        self._state = "open"
+        return entry
 
     def _write_plane(self, name: str, dtype: str, array: AnyArray) -> Plane:
         digest = digest_array(array)
