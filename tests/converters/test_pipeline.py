@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import weakref
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from tersor.bundle.manifest import SourceSlice
 from tersor.bundle.reader import BundleReader
 from tersor.bundle.verify import verify
 from tersor.converters.errors import DestinationError, RecipeError, SourceError
 from tersor.converters.pipeline import convert
 from tersor.converters.recipe import load_recipe
+from tersor.converters.sources.checkpoint import Checkpoint
 
 SOURCE_BYTES = 14_688_768
 
@@ -148,6 +152,26 @@ def test_a_failed_conversion_leaves_nothing_behind(pico: Path, tmp_path: Path) -
         convert(folder, out / "p.tersor", recipe=load_recipe("int8"))
     assert list(out.iterdir()) == []
     convert(folder, out / "p.tersor", recipe=load_recipe("lossless"))  # exact keeps even NaN
+
+
+def test_one_tensor_is_in_memory_at_a_time(
+    pico: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[weakref.ref[Tensor]] = []
+    most = 0
+    stack = Checkpoint.stack
+
+    def counting(self: Checkpoint, sources: Sequence[SourceSlice], dtype: str) -> Tensor:
+        nonlocal most
+        value = stack(self, sources, dtype)
+        alive.append(weakref.ref(value))
+        most = max(most, sum(reference() is not None for reference in alive))
+        return value
+
+    monkeypatch.setattr(Checkpoint, "stack", counting)
+    convert(pico, tmp_path / "p.tersor", recipe=load_recipe("int4"))
+    assert len(alive) == 50
+    assert most == 1
 
 
 def test_a_recipe_that_does_not_fit_the_model_says_so(pico: Path, tmp_path: Path) -> None:
