@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import time
 from collections.abc import Callable
@@ -21,10 +20,10 @@ from tersor.protos.inference import grpc_service_pb2, grpc_service_pb2_grpc
 from tersor.protos.tersor.v1 import generation_pb2, generation_pb2_grpc
 from tersor.runtime.config import ServerConfig
 from tersor.runtime.metrics import Metrics
+from tersor.runtime.server.addresses import address_error, bracketed, check_free
 from tersor.runtime.server.admission import Admission
 from tersor.runtime.server.bridge import EventBridge
 from tersor.runtime.server.contracts import Host
-from tersor.runtime.server.errors import AddressError
 from tersor.runtime.server.generation_service import GenerationService
 from tersor.runtime.server.inference_models import DecoderInference, GraphInference
 from tersor.runtime.server.inference_service import InferenceService
@@ -209,26 +208,16 @@ class Server:
 
     def _bind(self, server: grpc.aio.Server) -> int:
         host, port = self._config.host, self._config.grpc_port
+        check_free("gRPC", "--grpc-port", host, port)
         try:
-            return server.add_insecure_port(f"{_bracketed(host)}:{port}")
+            return server.add_insecure_port(f"{bracketed(host)}:{port}")
         except RuntimeError as error:
-            raise AddressError(
-                f"Cannot listen for gRPC on {host}:{port}: the port is in use or the address is "
-                "not this machine's. Choose another with --grpc-port (0 picks a free one)."
-            ) from error
+            raise address_error("gRPC", "--grpc-port", host, port, error) from error
 
     def _metrics_endpoint(self) -> _MetricsEndpoint:
         host, port = self._config.host, self._config.metrics_port
         try:
             server, thread = start_http_server(port, addr=host, registry=self._registry)
         except OSError as error:
-            reason = "the port is in use" if error.errno == errno.EADDRINUSE else error.strerror
-            raise AddressError(
-                f"Cannot serve metrics on {host}:{port}: {reason}. Choose another with "
-                "--metrics-port (0 picks a free one)."
-            ) from error
+            raise address_error("metrics", "--metrics-port", host, port, error) from error
         return _MetricsEndpoint(server, thread)
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

@@ -19,6 +19,8 @@ from tersor.runtime.server.parameters import FINAL_RESPONSE
 from tersor.runtime.server.status import RpcStatus, status_of
 
 METHOD: Final = "ModelStreamInfer"
+MAX_REQUESTS: Final = 1024  # in progress on one stream
+MAX_UNSENT_RESPONSES: Final = 64  # of one stream
 GRPC_ERROR_KEY: Final = "triton_grpc_error"  # call metadata: end the stream with a status on error
 
 Answers = Callable[[pb.ModelInferRequest, float | None], AsyncIterator[pb.ModelInferResponse]]
@@ -49,9 +51,12 @@ class StreamSession:
         self._shared = shared
         self._answers = answers
         self._context = context
-        self._outgoing: asyncio.Queue[pb.ModelStreamInferResponse | StreamFailedError | None] = (
-            asyncio.Queue()
+        # Bounded, as are the requests behind it: a client that does not read its answers is not
+        # read from either.
+        self._outgoing: asyncio.Queue[pb.ModelStreamInferResponse | Exception | None] = (
+            asyncio.Queue(MAX_UNSENT_RESPONSES)
         )
+        self._places = asyncio.Semaphore(MAX_REQUESTS)
         self._tasks: set[asyncio.Task[None]] = set()
         metadata = context.invocation_metadata() or ()
         self._fail_stream = any(
@@ -69,10 +74,9 @@ class StreamSession:
         reader = asyncio.create_task(self._read(requests))
         try:
             while (item := await self._outgoing.get()) is not None:
-                if isinstance(item, StreamFailedError):
+                if isinstance(item, Exception):
                     raise item
                 yield item
-            await reader  # a broken request stream is an error of the call
         finally:
             reader.cancel()
             for task in self._tasks:
@@ -81,15 +85,22 @@ class StreamSession:
 
     async def _read(self, requests: AsyncIterator[pb.ModelInferRequest]) -> None:
         """Starts a task for each request; when all have ended, ends the stream."""
+        end: Exception | None = None
         try:
             async for request in requests:
+                await self._places.acquire()
                 task = asyncio.create_task(self._answer(request))
                 self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
-            while self._tasks:
-                await asyncio.wait(self._tasks)
-        finally:
-            self._outgoing.put_nowait(None)
+                task.add_done_callback(self._done)
+        except Exception as error:  # noqa: BLE001 - raised to the call, by `run`
+            end = error
+        while self._tasks and end is None:
+            await asyncio.wait(self._tasks)
+        await self._outgoing.put(end)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._places.release()
 
     async def _answer(self, request: pb.ModelInferRequest) -> None:
         start = self._shared.clock()
@@ -99,14 +110,14 @@ class StreamSession:
                 deadline = call_deadline(self._context, self._shared.clock)
                 async with aclosing(self._answers(request, deadline)) as responses:  # type: ignore[type-var]  # an async generator, typed as the iterator it is used as
                     async for response in responses:
-                        self._outgoing.put_nowait(
+                        await self._outgoing.put(
                             pb.ModelStreamInferResponse(infer_response=response)
                         )
             code = grpc.StatusCode.OK
         except Exception as error:  # noqa: BLE001 - the stream outlives any failed request
             status = status_of(error, self._shared.log)
             code = status.code
-            self._outgoing.put_nowait(self._failure(request, status))
+            await self._outgoing.put(self._failure(request, status))
         finally:
             rpc = self._shared.metrics.rpc(request.model_name, METHOD)
             rpc.finished(code.name, self._shared.clock() - start)

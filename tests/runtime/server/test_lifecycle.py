@@ -150,7 +150,7 @@ def start_and_fail(config: ServerConfig, expected: type[Exception], match: str) 
     asyncio.run(main())
 
 
-def test_a_used_port_is_one_clear_error() -> None:
+def test_a_used_port_is_one_clear_error(capfd: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -159,6 +159,13 @@ def test_a_used_port_is_one_clear_error() -> None:
         start_and_fail(free_ports(grpc_port=port), AddressError, message)
         message = rf"metrics on 127\.0\.0\.1:{port}: the port is in use.*--metrics-port"
         start_and_fail(free_ports(metrics_port=port), AddressError, message)
+    assert capfd.readouterr().err == ""  # gRPC has nothing to say of its own
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
+def test_an_address_of_another_machine(host: str, capfd: pytest.CaptureFixture[str]) -> None:
+    start_and_fail(free_ports(host=host), AddressError, rf"gRPC on {host}:0: .*--host")
+    assert capfd.readouterr().err == ""
 
 
 def test_a_second_server_cannot_share_the_port(served: RunningServer) -> None:

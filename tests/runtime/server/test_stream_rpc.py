@@ -17,6 +17,7 @@ from running_server import RunningServer
 
 from tersor.protos.inference import grpc_service_pb2 as pb
 from tersor.runtime.errors import DeadlineError
+from tersor.runtime.server import stream_session
 
 STREAM = np.array([True])
 
@@ -213,6 +214,27 @@ def test_each_request_of_a_stream_is_counted(
     bad = infer_request("nobody", {"text_input": "p"})
     list(served.inference.ModelStreamInfer(iter([streamed("p"), bad, streamed("p")])))
     assert (count("OK"), count("NOT_FOUND")) == (before[0] + 2, before[1] + 1)
+
+
+def test_a_client_that_does_not_read_is_not_read_from(
+    served: RunningServer, graph: FakeGraphEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_session, "MAX_REQUESTS", 8)
+    monkeypatch.setattr(stream_session, "MAX_UNSENT_RESPONSES", 4)
+    wide = np.ones((4, 3), dtype=np.float32)
+    count = 3000
+    requests = (
+        infer_request("doubler", {"x": wide, "mask": wide.astype(np.int8)}, request_id=str(index))
+        for index in range(count)
+    )
+    stream = served.inference.ModelStreamInfer(requests)
+    started = -1
+    while started != len(graph.calls):  # until gRPC's own buffers are full
+        started = len(graph.calls)
+        time.sleep(0.2)
+    ids = [response.infer_response.id for response in stream]
+    assert sorted(ids, key=int) == [str(index) for index in range(count)]
+    assert started < count
 
 
 def test_an_empty_stream_ends(served: RunningServer) -> None:
