@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version as distribution_version
+from pathlib import Path
 from types import MappingProxyType
 
 import torch
@@ -71,21 +72,9 @@ class ModelHost:
             activations=resolve_activations(config.activations, device),
             clock=clock,
         )
-        metrics.process(
-            version=distribution_version("tersor"),
-            torch=torch.__version__,
-            device=str(device),
-            start=time.time(),
-        )
-        metrics.memory_budget(config.memory_budget_bytes)
+        _describe_process(metrics, config, device)
         try:
-            for name, path in paths.items():
-                self._models[name] = opener.open(name, path)
-            for served in self._models.values():
-                if config.preload:
-                    self._preload(served)
-                served.ready = True
-                metrics.model_ready(served.name, ready=True)
+            self._open_all(opener, paths)
         except BaseException:
             self.close()
             raise
@@ -119,6 +108,16 @@ class ModelHost:
         for served in models:
             served.reader.close()
 
+    def _open_all(self, opener: Opener, paths: Mapping[str, Path]) -> None:
+        """Opens everything before anything is loaded: a bad path is then told at once."""
+        for name, path in paths.items():
+            self._models[name] = opener.open(name, path)
+        for served in self._models.values():
+            if opener.config.preload:
+                self._preload(served)
+            served.ready = True
+            self._metrics.model_ready(served.name, ready=True)
+
     def _preload(self, served: ServedModel) -> None:
         """Loads the model as far as the budget goes, and runs it once."""
         weights = served.weights
@@ -137,6 +136,16 @@ class ModelHost:
                 len(weights.groups),
                 format_bytes(weights.resident_bytes),
             )
+
+
+def _describe_process(metrics: Metrics, config: ServerConfig, device: torch.device) -> None:
+    metrics.process(
+        version=distribution_version("tersor"),
+        torch=torch.__version__,
+        device=str(device),
+        start=time.time(),
+    )
+    metrics.memory_budget(config.memory_budget_bytes)
 
 
 def _device(config: ServerConfig) -> torch.device:

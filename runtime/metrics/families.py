@@ -74,7 +74,7 @@ class RequestFamilies(_Families):
 
 
 class GenerationFamilies(_Families):
-    """Decoders: latency of tokens, batches, key and value pages."""
+    """Decoders: latency of tokens, batches, lengths."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         super().__init__(registry)
@@ -118,6 +118,13 @@ class GenerationFamilies(_Families):
         self.finished = self._counter(
             "generations_finished", "Generations that ended well.", "model", "reason"
         )
+
+
+class CacheFamilies(_Families):
+    """Key and value pages of decoders."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        super().__init__(registry)
         self.preemptions = self._counter(
             "preemptions",
             "Times a running request gave up its pages and was computed again.",

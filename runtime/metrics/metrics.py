@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from tersor.runtime.metrics.families import (
+    CacheFamilies,
     GenerationFamilies,
     GraphFamilies,
     ModelFamilies,
@@ -49,6 +50,7 @@ class Metrics:
         self.registry = registry
         self._requests = RequestFamilies(registry)
         self._generation = GenerationFamilies(registry)
+        self._cache = CacheFamilies(registry)
         self._graph = GraphFamilies(registry)
         self._weights = WeightFamilies(registry)
         self._models = ModelFamilies(registry)
@@ -91,7 +93,7 @@ class Metrics:
 
     def engine_observer(self, model: str) -> EngineMetrics:
         """The decoder engine's view."""
-        return EngineMetrics(self._requests, self._generation, model)
+        return EngineMetrics(self._requests, self._generation, self._cache, model)
 
     def graph_observer(self, model: str) -> GraphMetrics:
         """The graph engine's view."""

@@ -11,6 +11,7 @@ from tersor.runtime.metrics.families import (
     LOAD_PHASES,
     LOAD_STEPS,
     TIERS,
+    CacheFamilies,
     GenerationFamilies,
     GraphFamilies,
     RequestFamilies,
@@ -52,6 +53,7 @@ class EngineMetrics:
         self,
         requests: RequestFamilies,
         families: GenerationFamilies,
+        cache: CacheFamilies,
         model: str,
     ) -> None:
         self._failures = _Failures(requests, model)
@@ -73,10 +75,10 @@ class EngineMetrics:
         self._finished = {
             reason: families.finished.labels(model, reason.value) for reason in FinishReason
         }
-        self._preemptions = families.preemptions.labels(model)
-        self._kv_used = families.kv_used.labels(model)
-        self._kv_capacity = families.kv_capacity.labels(model)
-        self._kv_usage = families.kv_usage.labels(model)
+        self._preemptions = cache.preemptions.labels(model)
+        self._kv_used = cache.kv_used.labels(model)
+        self._kv_capacity = cache.kv_capacity.labels(model)
+        self._kv_usage = cache.kv_usage.labels(model)
 
     def queued(self, seconds: float) -> None:
         """A request left the queue after `seconds`."""
