@@ -6,16 +6,16 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from tersor.bundle.errors import BundleNotFoundError
-from tersor.bundle.manifest import Manifest
 from tersor.bundle.program import UNUSED_GROUP, DecoderProgram
 from tersor.bundle.reader import BundleReader
+from tersor.converters.certify_decoder import score_decoder
+from tersor.converters.certify_graph import score_graph
 from tersor.converters.errors import EvaluationError
+from tersor.converters.measured import EvalReport, LoadedBundle
 from tersor.converters.pipeline import convert
 from tersor.converters.progress import Progress
 from tersor.converters.recipe import load_recipe
@@ -23,57 +23,9 @@ from tersor.converters.tensors import tensor_bytes
 from tersor.models.activations import ActivationChoice, resolve_activations
 from tersor.models.weights import ResidentWeights, load_group
 
+__all__ = ["EvalReport", "evaluate"]
+
 _LOSSLESS = "lossless"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvalReport:
-    """Measured quality, speed and size; None where a measure does not apply."""
-
-    kind: str  # "decoder" or "graph"
-    recipe: str
-    bundle_bytes: int
-    source_bytes: int  # of the tensors the bundle was made from
-    ratio: float  # bundle_bytes / source_bytes
-    resident_bytes: int  # weights in device memory
-    load_seconds: float  # from the path to all weights resident
-    tokens_per_second: float | None = None  # decoder: greedy generation of one sequence
-    scored_tokens_per_second: float | None = None  # decoder: whole windows at once
-    sentences_per_second: float | None = None  # graph: one sentence at a time
-    tokens: int | None = None  # scored
-    sentences: int | None = None  # compared
-    bits_per_byte: float | None = None
-    reference_bits_per_byte: float | None = None
-    kl_mean: float | None = None  # nats per token, reference || bundle
-    kl_p99: float | None = None
-    top1_agreement: float | None = None  # share of tokens with the same most likely successor
-    cosine_mean: float | None = None  # of sentence vectors with the reference's
-    cosine_min: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedBundle:
-    """A bundle with all its weights resident."""
-
-    reader: BundleReader
-    weights: ResidentWeights
-    load_seconds: float
-    device: torch.device
-    activations: torch.dtype
-
-    @property
-    def manifest(self) -> Manifest:
-        """The bundle's manifest."""
-        return self.reader.manifest
-
-    def tokenizer_json(self) -> bytes:
-        """The tokenizer. Raises EvaluationError if the bundle has none."""
-        try:
-            return self.reader.read_asset("tokenizer.json")
-        except BundleNotFoundError as error:
-            raise EvaluationError(
-                f"{self.reader.path} carries no tokenizer.json, so text cannot be measured on it."
-            ) from error
 
 
 def evaluate(
@@ -125,13 +77,8 @@ def evaluate(
                 "compare a bundle with its own source."
             )
         report = _base_report(subject)
-        if decoder:
-            from tersor.converters.certify_decoder import score_decoder
-
-            return score_decoder(subject, baseline, text, max_tokens, report, clock)
-        from tersor.converters.certify_graph import score_graph
-
-        return score_graph(subject, baseline, text, max_tokens, report, clock)
+        score = score_decoder if decoder else score_graph
+        return score(subject, baseline, text, max_tokens, report, clock)
 
 
 def _base_report(subject: LoadedBundle) -> EvalReport:

@@ -12,8 +12,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from tersor.bundle.program import DecoderProgram
-from tersor.converters.certify import EvalReport, LoadedBundle
 from tersor.converters.errors import EvaluationError
+from tersor.converters.measured import EvalReport, LoadedBundle
 from tersor.models.cache import FullAttention, GrowingCache
 from tersor.models.decoder import DecoderModel
 

@@ -11,8 +11,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from tersor.bundle.program import GraphProgram, TextFrontend
-from tersor.converters.certify import EvalReport, LoadedBundle
 from tersor.converters.errors import EvaluationError
+from tersor.converters.measured import EvalReport, LoadedBundle
 from tersor.models.graph import GraphModel
 
 _SENTENCE_OUTPUT = "sentence_embedding"

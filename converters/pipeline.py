@@ -68,7 +68,7 @@ def convert(
         DestinationError: `out` exists and `force` is not set, or cannot be written.
     """
     start = clock()
-    _check_destination(out, force=force)
+    _check_destination(src, out, force=force)
     with open_source(src) as source:
         try:
             manifest, reports = _write(source, out, recipe, codec, progress)
@@ -88,15 +88,20 @@ def convert(
         )
 
 
-def _check_destination(out: Path, *, force: bool) -> None:
+def _check_destination(src: Path, out: Path, *, force: bool) -> None:
     if out.is_dir():
         raise DestinationError(f"{out} is a folder; expected the name of a bundle to write.")
     if not out.absolute().parent.is_dir():
         raise DestinationError(
             f"the folder {out.absolute().parent} does not exist; create it first."
         )
-    if out.exists() and not force:
+    if not out.exists():
+        return
+    if not force:
         raise DestinationError(f"{out} exists; choose another name, or force to replace it.")
+    inside = src.is_dir() and out.resolve().parent == src.resolve() and out.suffix != ".tersor"
+    if inside or (src.exists() and out.samefile(src)):
+        raise DestinationError(f"{out} is a part of the source; choose another name.")
 
 
 def _write(
@@ -137,7 +142,7 @@ def _pack(source: Source, tensor: PlannedTensor, recipe: Recipe) -> _Packed:
     """Reads one tensor and applies its steps; nothing of it outlives the returned planes."""
     value = source.read(tensor)
     plan = recipe.plan(tensor)
-    matrix = value.dtype in _FLOATS and value.dim() >= 2
+    matrix = value.dtype in _FLOATS and value.dim() >= 2 and value.numel() > 0
     if plan.quantize is None and (plan.prune is None or not matrix):
         return _exact(tensor, value)  # a prune step selects broadly: vectors and integers stay
     if not matrix:
@@ -189,7 +194,7 @@ def _prune(value: Tensor, tensor: PlannedTensor, step: PruneStep) -> float:
     """
     if step.method == "pattern":
         return prune_pattern_(value.view(value.shape[0], -1), step.keep, step.of)
-    parts = value.split([source.rows for source in tensor.sources])
+    parts = value.split([source.rows for source in tensor.sources] or [value.shape[0]])
     return sum(prune_magnitude_(part, step.fraction) for part in parts)
 
 

@@ -138,6 +138,18 @@ def test_a_destination_that_cannot_be_written_is_refused(pico: Path, tmp_path: P
         convert(pico, tmp_path / "missing" / "p.tersor", recipe=recipe)
 
 
+def test_force_does_not_overwrite_the_source(pico: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path in pico.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(DestinationError, match="is a part of the source"):
+        convert(folder, folder / "model.safetensors", recipe=load_recipe("int8"), force=True)
+    assert (folder / "model.safetensors").stat().st_size == 14_696_792
+    convert(folder, folder / "p.tersor", recipe=load_recipe("int8"))
+    convert(folder, folder / "p.tersor", recipe=load_recipe("int8"), force=True)
+
+
 def test_a_failed_conversion_leaves_nothing_behind(pico: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()

@@ -43,6 +43,19 @@ def test_shipped_recipes() -> None:
         json.dumps(recipe.to_json())
 
 
+def test_the_documented_recipe_is_one(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text("utf-8")
+    text = page.split("```toml\n")[1].split("```")[0]
+    (tmp_path / "documented.toml").write_text(text)
+    recipe = load_recipe(str(tmp_path / "documented.toml"))
+    assert len(recipe.prune) == 1
+    assert [step.method for step in recipe.quantize] == ["keep", "int8", "int4"]
+    for key in ("match", "skip", "kinds", "min_elements", "method", "fraction", "keep", "of"):
+        assert f"`{key}`" in page
+    for name in recipe_names():
+        assert f"| `{name}` |" in page
+
+
 def test_small_matrices_stay_exact() -> None:
     assert load_recipe("int4").plan(planned("w", "linear", (8, 8))).quantize is None
 
