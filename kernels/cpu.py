@@ -31,6 +31,8 @@ def matmul_dtype(x: torch.dtype, weight: torch.dtype) -> torch.dtype:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Computes x @ weight.T + bias in the wider of both dtypes, returned in x.dtype."""
+    if x.dtype == weight.dtype and (bias is None or bias.dtype == x.dtype):
+        return F.linear(x, weight, bias)
     dtype = matmul_dtype(x.dtype, weight.dtype)
     y = F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
     return y.to(x.dtype)

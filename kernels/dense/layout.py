@@ -101,6 +101,8 @@ class DenseLayout(Layout):
 
     def _wide_enough_for(self, activations: torch.dtype) -> Tensor:
         values = self._values
+        if values.dtype == activations:
+            return values
         wide = matmul_dtype(activations, values.dtype)
         if values.dtype == wide:
             return values

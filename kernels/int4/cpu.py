@@ -21,9 +21,9 @@ from torch import Tensor
 from tersor.kernels.cpu import finished, gemm_dtype, padded_columns
 
 OP_GROUPS = (256, 128, 64, 32)  # what the packed kernel takes
-# Break-even at 4096x4096, one thread (benchmarks/cpu_matmul.py): 0.46 ms per row packed, against
-# 22 ms to decode plus 0.2-0.3 ms per row.
-PACKED_MAX_ROWS = 96
+# Break-even at 14336x4096, one thread (benchmarks/cpu_matmul.py): 104 ms packed and 102 ms decoded
+# for 64 rows, 159 and 128 ms for 96.
+PACKED_MAX_ROWS = 64
 TILES_AT_A_TIME = 4  # 4 x 64 rows x 4096 columns decoded to fp32 are 4 MiB, in cache for the matmul
 
 

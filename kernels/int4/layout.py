@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tersor.kernels.checks import (
+    as_rows,
     check_floating,
     check_indices,
     check_matrix_shape,
@@ -96,8 +97,8 @@ class Int4Layout(Layout):
     def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         n, k = self.shape
         check_operand(x, bias, n=n, k=k, device=self.device)
-        y = self._form.matmul(x.reshape(-1, k).contiguous(), bias)
-        return y.view(*x.shape[:-1], n)
+        y = self._form.matmul(as_rows(x), bias)
+        return y if x.dim() == 2 else y.view(*x.shape[:-1], n)
 
     def rows(self, indices: Tensor, dtype: torch.dtype) -> Tensor:
         check_indices(indices, self.device)

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from tersor.kernels.cpu import finished, gemm_dtype, padded_columns
 
-# Break-even at 4096x4096, one thread (benchmarks/cpu_matmul.py): 0.44 ms per row packed, against
-# 9 ms to widen plus 0.2-0.3 ms per row.
-PACKED_MAX_ROWS = 48
+# Break-even at 14336x4096, one thread (benchmarks/cpu_matmul.py): 57 ms packed and 55 ms widened
+# for 32 rows, 84 and 68 ms for 48. Decode batches up to 32 keep their bits whatever the batch.
+PACKED_MAX_ROWS = 32
 # Rows of codes widened at a time: 256 x 4096 in fp32 is 4 MiB, which stays in cache for the matmul.
 WIDENED_ROWS = 256
 

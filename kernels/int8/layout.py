@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tersor.kernels.checks import (
+    as_rows,
     check_floating,
     check_indices,
     check_matrix_shape,
@@ -76,8 +77,8 @@ class Int8Layout(Layout):
     def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         n, k = self.shape
         check_operand(x, bias, n=n, k=k, device=self.device)
-        y = int8_matmul(x.reshape(-1, k).contiguous(), self._codes, self._scales, bias)
-        return y.view(*x.shape[:-1], n)
+        y = int8_matmul(as_rows(x), self._codes, self._scales, bias)
+        return y if x.dim() == 2 else y.view(*x.shape[:-1], n)
 
     def rows(self, indices: Tensor, dtype: torch.dtype) -> Tensor:
         check_indices(indices, self.device)
