@@ -16,11 +16,15 @@ from tersor.kernels.checks import ACTIVATION_DTYPES, check_tensor
 from tersor.kernels.cpu import finished
 from tersor.kernels.errors import LayoutError
 from tersor.kernels.int4.packing import block_words
-from tersor.kernels.splitk.config import BN, GEMM_MIN_ROWS, NUM_STAGES, NUM_WARPS, tile_config
+from tersor.kernels.splitk.config import (
+    BN,
+    DECODED_ELEMENTS,
+    GEMM_MIN_ROWS,
+    NUM_STAGES,
+    NUM_WARPS,
+    tile_config,
+)
 from tersor.kernels.splitk.triton import compute_dtype, has_inline_asm, register_options, splitk_sum
-
-# Weight elements decoded at a time for the GEMM: 128 MiB in bf16.
-DECODED_ELEMENTS = 1 << 26
 
 # Two neighbouring words to eight bf16 pairs, nibble j of both in pair j. bf16 0x4300 | q is 128 +
 # q, since the last bit of its 7-bit mantissa is worth 1 there; PRMT gathers the low (high) halves

@@ -11,7 +11,14 @@ from torch.nn import functional as F
 from tersor.kernels.checks import ACTIVATION_DTYPES, check_tensor
 from tersor.kernels.cpu import finished
 from tersor.kernels.int8.packing import padded_k
-from tersor.kernels.splitk.config import BN, GEMM_MIN_ROWS, NUM_STAGES, NUM_WARPS, tile_config
+from tersor.kernels.splitk.config import (
+    BN,
+    DECODED_ELEMENTS,
+    GEMM_MIN_ROWS,
+    NUM_STAGES,
+    NUM_WARPS,
+    tile_config,
+)
 from tersor.kernels.splitk.triton import compute_dtype, register_options, splitk_sum
 
 BK = 128
@@ -102,8 +109,12 @@ def matmul(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Ten
     if m < GEMM_MIN_ROWS:
         _launch(x, codes, scales, bias, out)
         return out
-    y = F.linear(x, codes[:, :k].to(torch.bfloat16)).to(torch.float32) * scales
-    return finished(y, bias, out.dtype)
+    rows = max(1, DECODED_ELEMENTS // k)
+    for start in range(0, n, rows):
+        block = slice(start, start + rows)
+        y = F.linear(x, codes[block, :k].to(torch.bfloat16)).to(torch.float32) * scales[block]
+        out[:, block] = finished(y, None if bias is None else bias[block], out.dtype)
+    return out
 
 
 def _launch(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None, out: Tensor) -> None:

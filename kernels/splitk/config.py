@@ -23,6 +23,8 @@ MAX_SPLITS = 8  # beyond, adding the partials up costs more than it fills
 MIN_STEPS = 4  # loop steps of a program, below which starting its loads dominates
 # Rows beyond which a weight is decoded once and multiplied by cuBLAS.
 GEMM_MIN_ROWS = 65
+# Elements decoded at a time for it: 128 MiB in bf16.
+DECODED_ELEMENTS = 1 << 26
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

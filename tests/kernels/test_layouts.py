@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
 
 import pytest
@@ -107,3 +109,20 @@ def test_operands_are_checked_by_name(name: str) -> None:
         layout.matmul(activations(1, 8), torch.zeros(5))
     with pytest.raises(LayoutError, match=r"`indices` has dtype torch\.int32"):
         layout.rows(torch.zeros(1, dtype=torch.int32), torch.float32)
+
+
+def test_the_cpu_paths_never_import_triton() -> None:
+    program = """
+import sys
+sys.modules["triton"] = None
+import torch
+from tersor.kernels.layout import layouts
+planes = {"codes": torch.ones(4, 8, dtype=torch.int8), "scales": torch.ones(4).bfloat16()}
+cpu = torch.device("cpu")
+made = layouts()["int8"].from_planes(planes, (4, 8), torch.bfloat16, {}, cpu)
+assert made.matmul(torch.ones(1, 8)).tolist() == [[8.0] * 4]
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr

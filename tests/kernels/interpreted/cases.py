@@ -17,6 +17,7 @@ from tersor.kernels.int4 import triton as int4
 from tersor.kernels.int4.packing import block_words, pack_words
 from tersor.kernels.int8 import triton as int8
 from tersor.kernels.int8.packing import pack
+from tersor.kernels.splitk.config import GEMM_MIN_ROWS
 from tersor.kernels.splitk.triton import splitk_sum
 
 ODD_SHAPES = [(1, 1), (3, 7), (63, 129), (129, 63)]
@@ -65,6 +66,20 @@ def test_int4_matmul_with_k_split(m: int) -> None:
         y = int4.matmul(x, *_words(case), bias)
     magnitude = case.magnitude * (144 / 8)
     assert_matmul_close(y, x, case.weight, magnitude, bias, TOLERANCES["fp32"])
+
+
+def test_many_rows_decode_the_weight_once_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (int8, int4):
+        monkeypatch.setattr(module, "DECODED_ELEMENTS", 40 * 33)
+    eight, four = Int8Case.random(70, 40), Int4Case.random(70, 40, group=32, symmetric=False)
+    x, bias = activations(GEMM_MIN_ROWS, 40), activations(1, 70, seed=3)[0]
+    with poisoned_memory():
+        results = (
+            int8.matmul(x, pack(eight.codes), eight.scales, bias),
+            int4.matmul(x, *_words(four), bias),
+        )
+    for case_weight, y in zip((eight.weight, four.weight), results, strict=True):
+        assert_matmul_close(y, x, case_weight, case_weight.abs(), bias, TOLERANCES["bf16"])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
