@@ -13,6 +13,7 @@ import typer
 
 from tersor.cli import convert, evaluate, generate, inspect, serve
 from tersor.cli.console import error_line
+from tersor.runtime.errors import ConfigError
 
 app = typer.Typer(
     name="tersor",
@@ -56,7 +57,7 @@ def _known_errors() -> tuple[type[BaseException], ...]:
     from tersor.models.errors import ModelError
     from tersor.runtime.errors import ServingError
 
-    return (BundleError, LayoutError, ModelError, ConvertError, ServingError)
+    return (BundleError, LayoutError, ModelError, ConvertError, ServingError, ConfigError)
 
 
 def main() -> None:
@@ -77,7 +78,7 @@ def main() -> None:
         if not isinstance(error, _known_errors()):
             raise
         error_line(str(error))
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tersor.cli.options import ActivationsOption, DeviceOption
 from tersor.runtime.config import EngineConfig, ServerConfig, parse_bytes
+
+if TYPE_CHECKING:
+    from tersor.runtime.server.server import Server
 
 
 def serve(
@@ -76,4 +79,13 @@ def serve(
     )
     from tersor.runtime.server.app import serve as run
 
-    sys.exit(run(config))
+    sys.exit(run(config, started=_announce))
+
+
+def _announce(server: Server) -> None:
+    """One line on stderr once every service answers; with port 0 the only place to learn it."""
+    names = ", ".join(server.model_names)
+    sys.stderr.write(
+        f"serving {names}: gRPC on port {server.grpc_port}, "
+        f"metrics on http://localhost:{server.metrics_port}/metrics\n"
+    )

@@ -109,6 +109,11 @@ class Server:
         """The bound metrics port, also when the configuration says 0."""
         return self._endpoint.port if self._endpoint else 0
 
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """What is served; empty until `start` returns."""
+        return tuple(self._host.models) if self._host else ()
+
     async def start(self) -> None:
         """Binds both ports, then opens the models; returns once every service is SERVING.
 
