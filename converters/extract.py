@@ -25,6 +25,7 @@ from tersor.models.weights import torch_dtype
 
 _SHARD_BYTES = 5 << 30  # what the field's tools write; memory does not depend on it
 _CPU = torch.device("cpu")
+_DECODED_ELEMENTS = 1 << 22
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,7 +189,15 @@ def _read(reader: BundleReader, entry: TensorEntry) -> Tensor:
     if entry.layout == "dense":  # any dtype and rank, untouched
         return planes["values"]
     dtype = torch_dtype(entry.dtype)
-    return layout.from_planes(planes, entry.shape, dtype, entry.params, _CPU).dense()
+    value = torch.empty(entry.shape, dtype=dtype)
+    # Row by row: decoding goes through float32 and a packed form, several times the tensor's size.
+    step = max(1, _DECODED_ELEMENTS // max(1, entry.shape[1]))
+    for start in range(0, entry.shape[0], step):
+        rows = value[start : start + step]
+        part = {name: plane[start : start + step].clone() for name, plane in planes.items()}
+        shape = tuple(rows.shape)
+        rows.copy_(layout.from_planes(part, shape, dtype, entry.params, _CPU).dense())
+    return value
 
 
 def _cut(value: Tensor, piece: _Piece) -> Tensor:

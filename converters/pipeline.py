@@ -69,23 +69,23 @@ def convert(
     """
     start = clock()
     _check_destination(src, out, force=force)
-    with open_source(src) as source:
-        try:
-            manifest, reports = _write(source, out, recipe, codec, progress)
-        except OSError as error:
-            raise DestinationError(f"{out} cannot be written: {error.strerror}.") from error
-        bundle_bytes = out.stat().st_size
-        return ConvertReport(
-            bundle=out,
-            source_bytes=source.files_bytes,
-            bundle_bytes=bundle_bytes,
-            ratio=bundle_bytes / max(1, source.files_bytes),
-            bits_per_weight=bits_per_weight(reports),
-            digest=manifest.digest,
-            recipe=recipe.name,
-            tensors=reports,
-            elapsed_seconds=clock() - start,
-        )
+    source = open_source(src)
+    try:
+        manifest, reports = _write(source, out, recipe, codec, progress)
+    except OSError as error:
+        raise DestinationError(f"{out} cannot be written: {error.strerror}.") from error
+    bundle_bytes = out.stat().st_size
+    return ConvertReport(
+        bundle=out,
+        source_bytes=source.files_bytes,
+        bundle_bytes=bundle_bytes,
+        ratio=bundle_bytes / max(1, source.files_bytes),
+        bits_per_weight=bits_per_weight(reports),
+        digest=manifest.digest,
+        recipe=recipe.name,
+        tensors=reports,
+        elapsed_seconds=clock() - start,
+    )
 
 
 def _check_destination(src: Path, out: Path, *, force: bool) -> None:

@@ -12,7 +12,7 @@ __all__ = ["open_source"]
 
 
 def open_source(path: Path) -> Source:
-    """Opens a model folder or a `.pt2` file, whichever `path` is; the caller closes it.
+    """Opens a model folder or a `.pt2` file, whichever `path` is.
 
     Raises:
         SourceError: there is no complete, consistent model at `path`.

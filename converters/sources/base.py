@@ -5,8 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -45,7 +44,7 @@ class SourceAsset:
 
 
 class Source(ABC):
-    """An opened model. Not thread-safe; close it, or use it as a context manager."""
+    """An opened model: headers are read, values are not. Holds no file open. Not thread-safe."""
 
     program: Program
     tensors: tuple[PlannedTensor, ...]  # in execution order, `unused` last
@@ -64,18 +63,3 @@ class Source(ABC):
 
         Raises SourceError when the bytes cannot be read.
         """
-
-    @abstractmethod
-    def close(self) -> None:
-        """Releases the files; reading afterwards is an error."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from tersor.models.weights import torch_dtype
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+_DIGEST_BYTES = 16 << 20  # hashed at once, by several threads
 _OTHER_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "model.ckpt")
 
 
@@ -45,29 +46,30 @@ class CheckpointTensor:
 
 
 class Checkpoint:
-    """All tensors of a folder's safetensors files. Files stay mapped, values are read on demand."""
+    """All tensors of a folder's safetensors files. Values are read on demand.
+
+    Files are mapped for the time of one read only: a mapping that stays would grow to the size of
+    the checkpoint in the process's resident memory.
+    """
 
     def __init__(self, folder: Path) -> None:
-        """Opens every file and reads their headers.
+        """Reads the headers of every file.
 
         Raises:
             SourceError: no safetensors files, or they are damaged or disagree with their index.
             UnsupportedSourceError: a tensor has a dtype that bundles do not know.
         """
-        self._files: dict[str, Any] = {}  # safetensors' handles are untyped
         self._folder = folder
-        self._stack = ExitStack()
-        try:
-            placed = _placement(folder)
-            self.tensors: Mapping[str, CheckpointTensor] = self._open(placed)
-        except BaseException:
-            self._stack.close()
-            raise
+        self._files: list[str] = []
+        self.tensors: dict[str, CheckpointTensor] = {}
+        for file, expected in _placement(folder).items():
+            self._list(file, expected)
 
     def read(self, name: str) -> Tensor:
-        """The tensor called `name`."""
-        tensor: Tensor = self._files[self.tensors[name].file].get_tensor(name)
-        return tensor
+        """The tensor called `name`. Raises SourceError if its file has changed meanwhile."""
+        with _opened(self._folder / self.tensors[name].file) as handle:
+            tensor: Tensor = handle.get_tensor(name)
+            return tensor
 
     def stack(self, sources: Sequence[SourceSlice], dtype: str) -> Tensor:
         """Tensors of equal trailing shape, one under the other, in `dtype`; owned by the caller."""
@@ -86,7 +88,9 @@ class Checkpoint:
         whole = blake3()
         for file in sorted(self._files):
             one = blake3(max_threads=blake3.AUTO)
-            one.update_mmap(self._folder / file)
+            with (self._folder / file).open("rb") as stream:
+                while piece := stream.read(_DIGEST_BYTES):
+                    one.update(piece)
             whole.update(file.encode() + b"\0" + one.digest())
         return whole.hexdigest()
 
@@ -94,34 +98,32 @@ class Checkpoint:
         """Size of the files on disk."""
         return sum((self._folder / file).stat().st_size for file in self._files)
 
-    def close(self) -> None:
-        """Unmaps the files."""
-        self._stack.close()
-
-    def _open(self, placed: Mapping[str, frozenset[str] | None]) -> dict[str, CheckpointTensor]:
-        tensors: dict[str, CheckpointTensor] = {}
-        for file, expected in placed.items():
-            path = self._folder / file
-            if not path.is_file():
-                raise SourceError(f"{path} is missing, but {INDEX_FILE} names it.")
-            try:
-                handle = self._stack.enter_context(safe_open(path, framework="pt"))
-            except (SafetensorError, OSError) as error:
-                raise SourceError(
-                    f"{path} is not a readable safetensors file ({error}); download it again."
-                ) from error
-            self._files[file] = handle
+    def _list(self, file: str, expected: frozenset[str] | None) -> None:
+        path = self._folder / file
+        if not path.is_file():
+            raise SourceError(f"{path} is missing, but {INDEX_FILE} names it.")
+        self._files.append(file)
+        with _opened(path) as handle:
             names = frozenset(handle.keys())
             if expected is not None and names != expected:
                 wrong = ", ".join(sorted(names ^ expected)[:8])
                 raise SourceError(f"{path} and {INDEX_FILE} disagree about: {wrong}.")
             for name in sorted(names):
-                if name in tensors:
-                    raise SourceError(
-                        f"tensor {name!r} is in both {tensors[name].file} and {file}."
-                    )
-                tensors[name] = _describe(handle, name, file)
-        return tensors
+                if name in self.tensors:
+                    other = self.tensors[name].file
+                    raise SourceError(f"tensor {name!r} is in both {other} and {file}.")
+                self.tensors[name] = _describe(handle, name, file)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:  # safetensors' handles are untyped
+    try:
+        with safe_open(path, framework="pt") as handle:
+            yield handle
+    except (SafetensorError, OSError) as error:
+        raise SourceError(
+            f"{path} is not a readable safetensors file ({error}); download it again."
+        ) from error
 
 
 def _describe(handle: Any, name: str, file: str) -> CheckpointTensor:

@@ -62,20 +62,13 @@ class DecoderSource(Source):
         )
         self.assets = folder_assets(folder)
         self._checkpoint = Checkpoint(folder)
-        try:
-            self.program, tied_alias = _resolve_tie(program, self._checkpoint)
-            self.tensors = tuple(_plan(self.program, self._checkpoint, tied_alias, folder))
-            self.description = self._describe(config)
-            self.files_bytes = self._checkpoint.file_bytes()
-        except BaseException:
-            self._checkpoint.close()
-            raise
+        self.program, tied_alias = _resolve_tie(program, self._checkpoint)
+        self.tensors = tuple(_plan(self.program, self._checkpoint, tied_alias, folder))
+        self.description = self._describe(config)
+        self.files_bytes = self._checkpoint.file_bytes()
 
     def read(self, tensor: PlannedTensor) -> Tensor:
         return self._checkpoint.stack(tensor.sources, tensor.dtype)
-
-    def close(self) -> None:
-        self._checkpoint.close()
 
     def _describe(self, config: JsonObject) -> Mapping[str, Any]:
         return {

@@ -82,43 +82,36 @@ class EncoderSource(Source):
         """
         sentence = _sentence(folder)
         self._checkpoint = Checkpoint(folder)
-        try:
-            encoder = _Encoder(_model(config, _float_dtype(self._checkpoint, folder)), sentence)
-            parameters = frozenset(name for name, _ in encoder.named_parameters())
-            graph = _trace(encoder, config)
-            self.tensors = tuple(_plan(graph, parameters, self._checkpoint, folder))
-            self.program = replace(
-                graph.program,
-                text=_frontend(folder, config),
-                group_order=tuple(dict.fromkeys(tensor.group for tensor in self.tensors)),
-            )
-            self._constants = {
-                tensor.name: tensor.value
-                for tensor in graph.tensors
-                if tensor.name not in parameters and tensor.group != UNUSED_GROUP
-            }
-            graph_asset = SourceAsset(
-                name=graph.program.graph_asset, media_type="application/json", data=graph.graph_json
-            )
-            self.assets = (*folder_assets(folder), graph_asset)
-            self.description = {
-                "format": "huggingface",
-                "model_type": config.string("model_type"),
-                "architectures": list(config.strings("architectures")),
-                "files_digest": self._checkpoint.digest(),
-            }
-            self.files_bytes = self._checkpoint.file_bytes()
-        except BaseException:
-            self._checkpoint.close()
-            raise
+        encoder = _Encoder(_model(config, _float_dtype(self._checkpoint, folder)), sentence)
+        parameters = frozenset(name for name, _ in encoder.named_parameters())
+        graph = _trace(encoder, config)
+        self.tensors = tuple(_plan(graph, parameters, self._checkpoint, folder))
+        self.program = replace(
+            graph.program,
+            text=_frontend(folder, config),
+            group_order=tuple(dict.fromkeys(tensor.group for tensor in self.tensors)),
+        )
+        self._constants = {
+            tensor.name: tensor.value
+            for tensor in graph.tensors
+            if tensor.name not in parameters and tensor.group != UNUSED_GROUP
+        }
+        graph_asset = SourceAsset(
+            name=graph.program.graph_asset, media_type="application/json", data=graph.graph_json
+        )
+        self.assets = (*folder_assets(folder), graph_asset)
+        self.description = {
+            "format": "huggingface",
+            "model_type": config.string("model_type"),
+            "architectures": list(config.strings("architectures")),
+            "files_digest": self._checkpoint.digest(),
+        }
+        self.files_bytes = self._checkpoint.file_bytes()
 
     def read(self, tensor: PlannedTensor) -> Tensor:
         if not tensor.sources:
             return self._constants[tensor.name].clone()
         return self._checkpoint.stack(tensor.sources, tensor.dtype)
-
-    def close(self) -> None:
-        self._checkpoint.close()
 
 
 def _model(config: JsonObject, dtype: torch.dtype) -> nn.Module:

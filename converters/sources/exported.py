@@ -58,9 +58,6 @@ class ExportedSource(Source):
     def read(self, tensor: PlannedTensor) -> Tensor:
         return self._tensors[tensor.name].value.clone(memory_format=torch.contiguous_format)
 
-    def close(self) -> None:
-        self._tensors = {}
-
 
 def _slice(tensor: GraphTensor) -> SourceSlice:
     shape = tuple(tensor.value.shape)

@@ -99,9 +99,9 @@ def edit_weights(folder: Path, change: Callable[[dict[str, Tensor]], None]) -> N
 
 
 def program(folder: Path) -> DecoderProgram:
-    with open_source(folder) as source:
-        assert isinstance(source.program, DecoderProgram)
-        return source.program
+    source = open_source(folder)
+    assert isinstance(source.program, DecoderProgram)
+    return source.program
 
 
 def test_both_spellings_of_the_rotary_settings(folder: Path) -> None:
@@ -170,13 +170,13 @@ def test_a_tied_head_that_differs_is_not_tied(tmp_path: Path) -> None:
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] * 2
 
     edit_weights(tmp_path, same)
-    with open_source(tmp_path) as source:
-        assert source.program.tie_embeddings  # type: ignore[union-attr]
-        assert source.tensors[0].aliases == ("lm_head.weight",)
+    source = open_source(tmp_path)
+    assert source.program.tie_embeddings  # type: ignore[union-attr]
+    assert source.tensors[0].aliases == ("lm_head.weight",)
     edit_weights(tmp_path, different)
-    with open_source(tmp_path) as source:
-        assert not source.program.tie_embeddings  # type: ignore[union-attr]
-        assert source.tensors[-1].name == "head"
+    source = open_source(tmp_path)
+    assert not source.program.tie_embeddings  # type: ignore[union-attr]
+    assert source.tensors[-1].name == "head"
 
 
 def test_names_without_the_model_prefix(tmp_path: Path) -> None:
@@ -185,8 +185,8 @@ def test_names_without_the_model_prefix(tmp_path: Path) -> None:
     bare = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
     save_file(bare, tmp_path / "model.safetensors")
     edit(tmp_path, architectures=["Qwen2Model"])
-    with open_source(tmp_path) as source:
-        assert source.tensors[0].sources[0].tensor == "embed_tokens.weight"
+    source = open_source(tmp_path)
+    assert source.tensors[0].sources[0].tensor == "embed_tokens.weight"
 
 
 def test_all_wrong_tensors_are_listed(folder: Path) -> None:

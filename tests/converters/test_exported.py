@@ -293,10 +293,10 @@ def test_outputs_are_named_or_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedSourceError, match="nested structure; wrap the module"):
         open_source(tmp_path / "nested.pt2")
     torch.export.save(torch.export.export(Pair(), example), tmp_path / "pair.pt2")
-    with open_source(tmp_path / "pair.pt2") as source:
-        assert isinstance(source.program, GraphProgram)
-        assert [spec.name for spec in source.program.outputs] == ["output_0", "output_1"]
-        assert not source.program.batch_dim_dynamic
+    source = open_source(tmp_path / "pair.pt2")
+    assert isinstance(source.program, GraphProgram)
+    assert [spec.name for spec in source.program.outputs] == ["output_0", "output_1"]
+    assert not source.program.batch_dim_dynamic
 
     def halve(values: Any) -> None:  # this program is not run when it is opened
         values["config"]["scale"]["tensor_meta"]["dtype"] = 6
