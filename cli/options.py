@@ -12,5 +12,5 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 DeviceOption = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, or cuda:N.")]
 ActivationsOption = Annotated[
     str,
-    typer.Option(help="Activation dtype: bf16, fp32, or auto (bf16 where the hardware has it)."),
+    typer.Option(help="Activation dtype: bf16, fp32, or auto (bf16 on CUDA, fp32 on a CPU)."),
 ]
