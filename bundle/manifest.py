@@ -42,6 +42,12 @@ class Stream:
 
     name: str
     chunks: tuple[Chunk, ...]
+    # Summed once, not at each question: many tensors may share a plane of many chunks.
+    stored_bytes: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        total = sum(chunk.stored_bytes for chunk in self.chunks)
+        object.__setattr__(self, "stored_bytes", total)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +73,7 @@ class Plane:
     @property
     def stored_bytes(self) -> int:
         """Size at rest."""
-        return sum(chunk.stored_bytes for stream in self.streams for chunk in stream.chunks)
+        return sum(stream.stored_bytes for stream in self.streams)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

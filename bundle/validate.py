@@ -35,8 +35,9 @@ def validate(manifest: Manifest, *, data_end: int) -> None:
     check_unique(tuple(tensor.name for tensor in manifest.tensors), "the manifest's tensors")
     for tensor in manifest.tensors:
         check_tensor(tensor)
-        for plane in tensor.planes:
-            check_plane(plane, f"plane {plane.name!r} of tensor {tensor.name!r}")
+    # At rest, not in each tensor: a million tensors may share one plane of a million chunks.
+    for tensor, plane in _first_uses(manifest):
+        check_plane(plane, f"plane {plane.name!r} of tensor {tensor.name!r}")
     for asset in manifest.assets:
         check_asset(asset)
     _check_asset_names(tuple(asset.name for asset in manifest.assets))
@@ -134,13 +135,19 @@ def plane_key(plane: Plane) -> PlaneKey:
 
 def stored_planes(manifest: Manifest) -> Iterator[Plane]:
     """Each plane at rest once, in the order of the file."""
+    for _, plane in _first_uses(manifest):
+        yield plane
+
+
+def _first_uses(manifest: Manifest) -> Iterator[tuple[TensorEntry, Plane]]:
+    """Each plane at rest, with the first tensor that uses it."""
     seen: set[PlaneKey] = set()
     for tensor in manifest.tensors:
         for plane in tensor.planes:
             key = plane_key(plane)
             if key not in seen:
                 seen.add(key)
-                yield plane
+                yield tensor, plane
 
 
 def _check_asset_names(names: tuple[str, ...]) -> None:
