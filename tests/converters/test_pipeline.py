@@ -43,6 +43,7 @@ def test_sizes_fall_from_recipe_to_recipe(pico_bundles: Mapping[str, Path]) -> N
 def test_the_codec_pays_for_zeros(pico_bundles: Mapping[str, Path]) -> None:
     size = {name: path.stat().st_size for name, path in pico_bundles.items()}
     assert size["int8-pruned"] < 0.75 * size["int8"]
+    assert size["int4-pruned"] < 0.80 * size["int4"]
     assert size["lossless-2:4"] < 0.80 * size["lossless"]
 
 
@@ -56,6 +57,12 @@ def test_pruned_weights_are_exact_zeros_in_the_bundle(pico_bundles: Mapping[str,
         tensors = {tensor["name"]: tensor for tensor in certificate["tensors"]}
         assert tensors["layers.4.down"]["zeros"] == 0.5
         assert "zeros" not in tensors["embedding"]
+    with BundleReader.open(pico_bundles["int4-pruned"]) as reader:
+        entry = reader.manifest.tensor("layers.4.down")
+        assert entry.params == {"group": 32, "symmetric": True}
+        assert (reader.read_plane(entry.plane("codes")) == 8).mean() >= 0.5
+    with BundleReader.open(pico_bundles["int4"]) as reader:
+        assert reader.manifest.tensor("layers.4.down").params["symmetric"] is False
     with BundleReader.open(pico_bundles["lossless-2:4"]) as reader:
         values = reader.read_plane(reader.manifest.tensor("layers.4.down").plane("values"))
         blocks = (values.reshape(256, -1, 4) & 0x7FFF) != 0

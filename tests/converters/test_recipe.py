@@ -9,7 +9,7 @@ import pytest
 
 from tersor.bundle.manifest import SourceSlice
 from tersor.converters.errors import RecipeError
-from tersor.converters.recipe import load_recipe, recipe_names
+from tersor.converters.recipe import QuantizeStep, Selector, load_recipe, recipe_names
 from tersor.converters.sources.base import Kind, PlannedTensor
 
 
@@ -120,6 +120,7 @@ def test_a_file_decides_by_first_match(tmp_path: Path) -> None:
     assert rest is not None
     assert by_name.method == "int8"
     assert (rest.method, rest.group, rest.symmetric) == ("int4", 64, True)
+    assert QuantizeStep(where=Selector(), method="int4").symmetric is None
 
 
 @pytest.mark.parametrize(
