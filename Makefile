@@ -32,6 +32,7 @@ test-slow: $(STAMP) ## the long tests
 	$(TEST_ENV) $(BIN)/pytest -m slow
 
 conformance: $(STAMP) ## perf_analyzer and promtool against what we serve and deploy
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[conformance]'
 	$(TEST_ENV) $(BIN)/pytest -m conformance
 
 check: $(STAMP) ## format, lint, strict types, import rules, generated stubs

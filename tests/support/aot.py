@@ -24,7 +24,9 @@ class Kernel:
     function: Any  # a triton.jit function
     types: Mapping[str, str]  # argument name -> Triton type
     constants: Mapping[str, Any]
-    aligned: Sequence[str]  # pointers and sizes that are multiples of 16, as the launcher finds them
+    aligned: Sequence[
+        str
+    ]  # pointers and sizes that are multiples of 16, as the launcher finds them
     options: Mapping[str, int]
     weights_per_step: int = 0  # weights that one program decodes in one loop step
 
@@ -36,7 +38,9 @@ class Machine:
     registers: int
     spilled_bytes: int
     shared_bytes: int
-    instructions_per_weight: float  # issued by one lane in the main loop; 0 without weights_per_step
+    instructions_per_weight: (
+        float  # issued by one lane in the main loop; 0 without weights_per_step
+    )
 
 
 def build(kernel: Kernel, sm: int) -> Machine:

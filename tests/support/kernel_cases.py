@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from tersor.kernels.int4 import reference as int4_reference
 from tersor.kernels.int8 import reference as int8_reference
-from torch import Tensor
 
 # Error of a result relative to |x| @ |w|.T, by the coarsest rounding on its way.
 TOLERANCES = {
@@ -79,7 +80,9 @@ class Int4Case:
     @property
     def magnitude(self) -> Tensor:
         """Size of the terms from which a product is made: (code - 8) * s and (8 - zero) * s."""
-        steps = int4_reference.dequantize(torch.full_like(self.codes, 15), self.scales, None, self.group)
+        steps = int4_reference.dequantize(
+            torch.full_like(self.codes, 15), self.scales, None, self.group
+        )
         return steps * (8 / 7)
 
 
