@@ -68,17 +68,14 @@ def evaluate(
         _loaded(bundle, target, dtype, clock) as subject,
         _reference(reference, target, dtype, progress, clock) as baseline,
     ):
-        decoder = isinstance(subject.manifest.program, DecoderProgram)
-        if baseline is not None and type(baseline.manifest.program) is not type(
-            subject.manifest.program
-        ):
+        program = type(subject.manifest.program)
+        if baseline is not None and type(baseline.manifest.program) is not program:
             raise EvaluationError(
                 f"{bundle} and {reference} hold different kinds of program; "
                 "compare a bundle with its own source."
             )
-        report = _base_report(subject)
-        score = score_decoder if decoder else score_graph
-        return score(subject, baseline, text, max_tokens, report, clock)
+        score = score_decoder if program is DecoderProgram else score_graph
+        return score(subject, baseline, text, max_tokens, _base_report(subject), clock)
 
 
 def _base_report(subject: LoadedBundle) -> EvalReport:

@@ -59,9 +59,7 @@ def score_decoder(
     tokens = _encode(subject, text, max_tokens)
     window = min(_WINDOW_TOKENS, program.max_context)
     model = _model(subject)
-    other = None if baseline is None else _model(baseline)
-    if baseline is not None:
-        _check_comparable(subject, baseline)
+    other = None if baseline is None else _comparable(subject, baseline)
     sums, divergences, seconds = _Sums(), [], 0.0
     for inputs, targets in _windows(tokens.ids, window, program.bos_token_id):
         start = clock()
@@ -108,13 +106,15 @@ def _model(loaded: LoadedBundle) -> DecoderModel:
     )
 
 
-def _check_comparable(subject: LoadedBundle, baseline: LoadedBundle) -> None:
+def _comparable(subject: LoadedBundle, baseline: LoadedBundle) -> DecoderModel:
+    """The baseline's model, once its predictions are of the same tokens."""
     ours, theirs = _program(subject).vocab_size, _program(baseline).vocab_size
     if ours != theirs or subject.tokenizer_json() != baseline.tokenizer_json():
         raise EvaluationError(
             f"{subject.reader.path} and {baseline.reader.path} have different tokenizers "
             f"(vocabularies of {ours} and {theirs}), so their predictions cannot be compared."
         )
+    return _model(baseline)
 
 
 def _encode(subject: LoadedBundle, text: str, max_tokens: int | None) -> _Text:
