@@ -53,8 +53,8 @@ bench: $(STAMP) ## the benchmarks that run without a GPU, results as CSV under b
 	$(BIN)/python benchmarks/run.py
 
 # On a GPU machine torch and triton are there already; nothing is installed, the tree is used as it is.
-gpu-test: ## kernels and models on a CUDA device, with the python that is there
-	PYTHONPATH=typecheck $(PYTHON) -m pytest -m gpu -p no:cacheprovider
+gpu-test: ## kernels on a CUDA device, against float64, with the python that is there
+	PYTHONPATH=typecheck $(PYTHON) -m pytest -m gpu -W default -p no:cacheprovider tests/kernels
 
 gpu-bench: ## kernels on a CUDA device: GB/s and share of the copy bandwidth
 	PYTHONPATH=typecheck $(PYTHON) benchmarks/gpu_matmul.py
