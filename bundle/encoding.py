@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tersor.bundle import limits
 from tersor.bundle.codecs import AUTO, Codec, Encoder
 from tersor.bundle.digests import checksum
 from tersor.bundle.dtypes import AnyArray, ByteArray, Geometry
@@ -117,6 +118,12 @@ class Chooser:
         sizes = [len(encoder(sample)) for _, encoder in self._encoders]
         best = min([*sizes, sample.size])
         return best * (data.size / sample.size)
+
+
+def block_target(plane_bytes: int) -> int:
+    """Raw bytes to aim for in one block of a plane of `plane_bytes`."""
+    share = plane_bytes // limits.TARGET_BLOCKS_PER_PLANE
+    return max(limits.TARGET_BLOCK_RAW_BYTES, min(share, limits.MAX_TARGET_BLOCK_RAW_BYTES))
 
 
 def block_of(rows: AnyArray, geometry: Geometry, index: int) -> AnyArray:

@@ -7,20 +7,24 @@ merely being opened. `docs/format.md` lists them; raising one is a compatible ch
 # Alignment of each plane's first chunk: a page and a direct-I/O block.
 PLANE_ALIGNMENT = 4096
 
-# Raw bytes a writer aims for in one chunk: large enough that its 100-byte manifest entry is noise,
-# small enough that a plane of a few MiB already decodes in parallel.
-TARGET_CHUNK_RAW_BYTES = 1 << 20
+# Raw bytes a writer aims for in one block of rows: large enough that the 100-byte manifest entries
+# of its chunks are noise, small enough that a plane of a few MiB already decodes in parallel.
+TARGET_BLOCK_RAW_BYTES = 1 << 20
+# Larger planes get larger blocks, not more of them, so that a manifest grows with the number of
+# tensors rather than with the bytes of a model; up to a size that a thread still decodes at ease.
+TARGET_BLOCKS_PER_PLANE = 32
+MAX_TARGET_BLOCK_RAW_BYTES = 1 << 24
 
 MAX_FILE_BYTES = 1 << 48
 MAX_MANIFEST_STORED_BYTES = 1 << 26
 MAX_MANIFEST_RAW_BYTES = 1 << 27
 # JSON values in a manifest: parsed objects take up to 30 times their text, so that bytes alone do
-# not bound memory.
-MAX_MANIFEST_VALUES = 1 << 23
+# not bound memory; and the costliest take 2.5 µs each to check, so that opening ends within 2 s.
+MAX_MANIFEST_VALUES = 3 << 18
 MAX_JSON_DEPTH = 32
 MAX_JSON_INTEGER = 1 << 63
 
-MAX_TENSORS = 1 << 20
+MAX_TENSORS = 1 << 16
 MAX_PLANES_PER_TENSOR = 16
 MAX_STREAMS_PER_PLANE = 16
 MAX_CHUNKS_PER_STREAM = 1 << 20

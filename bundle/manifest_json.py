@@ -32,6 +32,7 @@ from tersor.bundle.program_json import program_from_json, program_to_json
 from tersor.bundle.strict_json import check_free, dumps, loads
 from tersor.bundle.validate import PlaneKey, check_tensor, plane_key, validate
 
+_MAX_PLANES = limits.MAX_TENSORS * limits.MAX_PLANES_PER_TENSOR
 _DTYPE_NAMES = tuple(DTYPES)
 _FILTER_NAMES = tuple(FILTERS)
 _CHUNK_KEYS = frozenset({"offset", "stored_bytes", "raw_bytes", "checksum", "codec"})
@@ -84,10 +85,9 @@ def manifest_from_json(text: bytes, *, data_end: int) -> Manifest:
         BundleLimitError: a declared size exceeds a cap of `limits`.
     """
     fields = Fields(loads(text, what="the manifest"), "the manifest")
-    max_planes = limits.MAX_TENSORS * limits.MAX_PLANES_PER_TENSOR
     table = [
         _plane_from_json(item, f"plane {index}")
-        for index, item in enumerate(fields.items("planes", max_planes))
+        for index, item in enumerate(fields.items("planes", _MAX_PLANES))
     ]
     _check_distinct(table)
     used = _UseOrder(len(table))
@@ -149,11 +149,11 @@ class _UseOrder:
         self._count = count
         self._next = 0
 
-    def use(self, index: int, where: str) -> None:
+    def use(self, index: int, name: str, tensor: str) -> None:
         if index > self._next:
             raise BundleFormatError(
-                f"{where} uses plane {index} before plane {self._next}; planes stand in the order "
-                "of their first use"
+                f"plane {name!r} of {tensor} uses plane {index} before plane {self._next}; planes "
+                "stand in the order of their first use"
             )
         self._next = max(self._next, index + 1)
 
@@ -308,13 +308,13 @@ def _tensor_from_json(
 def _plane_of_tensor(value: object, tensor: str, table: list[Plane], used: _UseOrder) -> Plane:
     fields = Fields(value, f"a plane of {tensor}")
     name = fields.name("name")
-    index = fields.integer("plane", 0, limits.MAX_TENSORS * limits.MAX_PLANES_PER_TENSOR)
+    index = fields.integer("plane", 0, _MAX_PLANES)
     fields.finish()
     if index >= len(table):
         raise BundleFormatError(
             f"plane {name!r} of {tensor} is number {index}, but there are {len(table)} planes"
         )
-    used.use(index, f"plane {name!r} of {tensor}")
+    used.use(index, name, tensor)
     return replace(table[index], name=name)
 
 

@@ -22,7 +22,7 @@ from tersor.bundle.container import pack_header, pack_manifest
 from tersor.bundle.decoding import default_threads
 from tersor.bundle.digests import checksum, content_digest, digest_array, digest_bytes
 from tersor.bundle.dtypes import AnyArray, Geometry, rows_per_chunk
-from tersor.bundle.encoding import Chooser, EncodedChunk, block_of
+from tersor.bundle.encoding import Chooser, EncodedChunk, block_of, block_target
 from tersor.bundle.errors import BundleError, BundleLimitError, BundleWriteError
 from tersor.bundle.filters import Filter
 from tersor.bundle.json_fields import as_text, check_unique
@@ -269,7 +269,7 @@ class BundleWriter:
         return replace(self._stored[key], name=name)
 
     def _encode_plane(self, dtype: str, array: AnyArray, digest: str) -> Plane:
-        rows = rows_per_chunk(array.shape, dtype, limits.TARGET_CHUNK_RAW_BYTES)
+        rows = rows_per_chunk(array.shape, dtype, block_target(array.nbytes))
         geometry = Geometry.of(array.shape, dtype, rows)
         if geometry.row_bytes > limits.MAX_CHUNK_RAW_BYTES:
             raise BundleLimitError(

@@ -37,7 +37,8 @@ def calls_of(work: Callable[[], object]) -> int:
 def many_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """One tensor whose plane has 3000 chunks of a byte."""
     path = tmp_path / "chunks.tersor"
-    monkeypatch.setattr(limits, "TARGET_CHUNK_RAW_BYTES", 1)
+    monkeypatch.setattr(limits, "TARGET_BLOCK_RAW_BYTES", 1)
+    monkeypatch.setattr(limits, "MAX_TARGET_BLOCK_RAW_BYTES", 1)
     with writer(path, codec="raw") as target:
         add(target, "w", "u8", symbols("u8", (3000, 1)))
         target.commit()

@@ -14,6 +14,7 @@ import zstandard
 from tiny_bundles import manifest_text, read_all, weights, write_tiny
 
 from tersor import bundle as package
+from tersor.bundle import limits
 from tersor.bundle.codecs import CODEC_NAMES
 from tersor.bundle.filters import FILTERS
 from tersor.bundle.manifest import DTYPES
@@ -101,6 +102,21 @@ def test_manifests_follow_the_published_schema(tmp_path: Path) -> None:
         value["planes"][0]["surprise"] = 1
         assert list(validator.iter_errors(value)) != []
     assert schema["$defs"]["dtype"]["enum"] == list(DTYPES)
+    fields, parts = schema["properties"], schema["$defs"]
+    for field, cap in {
+        "planes": limits.MAX_TENSORS * limits.MAX_PLANES_PER_TENSOR,
+        "tensors": limits.MAX_TENSORS,
+        "groups": limits.MAX_GROUPS,
+        "assets": limits.MAX_ASSETS,
+    }.items():
+        assert fields[field]["maxItems"] == cap
+    for part, field, cap in (
+        ("group", "tensors", limits.MAX_TENSORS),
+        ("plane", "streams", limits.MAX_STREAMS_PER_PLANE),
+        ("stream", "chunks", limits.MAX_CHUNKS_PER_STREAM),
+        ("tensor", "planes", limits.MAX_PLANES_PER_TENSOR),
+    ):
+        assert parts[part]["properties"][field]["maxItems"] == cap
 
 
 def _package_folder() -> Path:

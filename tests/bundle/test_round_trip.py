@@ -53,7 +53,7 @@ def test_many_chunks_with_a_short_last_one(tmp_path: Path, codec: str, threads: 
         target.commit()
     with BundleReader.open(path, threads=threads) as reader:
         (plane,) = reader.manifest.tensor("embedding").planes
-        assert plane.rows_per_chunk == limits.TARGET_CHUNK_RAW_BYTES // 2002
+        assert plane.rows_per_chunk == limits.TARGET_BLOCK_RAW_BYTES // 2002
         assert {len(stream.chunks) for stream in plane.streams} == {3}
         assert np.array_equal(reader.read_plane(plane), array)
 

@@ -23,6 +23,7 @@ from tiny_bundles import (
 
 from tersor.bundle import limits
 from tersor.bundle.atomic_file import AtomicFile
+from tersor.bundle.encoding import block_target
 from tersor.bundle.errors import BundleLimitError, BundleNotFoundError, BundleWriteError
 from tersor.bundle.manifest import SourceSlice
 from tersor.bundle.reader import BundleReader
@@ -219,6 +220,13 @@ def test_a_bad_tensor_is_refused_at_once(
         add(target, "old", "u8", symbols("u8", (2,)))
         with pytest.raises(BundleWriteError, match=message):
             target.add_tensor(**{**fields, **changes})
+
+
+@pytest.mark.parametrize(
+    ("plane_mib", "block_mib"), [(0, 1), (4, 1), (32, 1), (128, 4), (512, 16), (1 << 18, 16)]
+)
+def test_large_planes_get_large_blocks(plane_mib: int, block_mib: int) -> None:
+    assert block_target(plane_mib << 20) == block_mib << 20
 
 
 def test_a_row_too_wide_for_a_chunk_is_refused(tmp_path: Path) -> None:
