@@ -29,8 +29,8 @@ from tersor.models.weights import ResidentWeights
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
-PROMPT_TOKENS = 16
-NEW_TOKENS = 24
+PROMPT_TOKENS = 4
+NEW_TOKENS = 32
 ROUNDS = 3
 Generate = Callable[[], None]
 
