@@ -70,6 +70,11 @@ class Geometry:
         return self.row_symbols * self.symbol_bytes
 
     @property
+    def block_bytes(self) -> int:
+        """Bytes in memory of every block of rows but the last."""
+        return min(self.rows, self.rows_per_chunk) * self.row_bytes
+
+    @property
     def num_chunks(self) -> int:
         """Chunks of each stream; a plane without bytes has none."""
         if self.row_bytes == 0:

@@ -38,7 +38,7 @@ MAX_GRAPH_TENSORS = 1 << 10
 MAX_RANK = 16
 MAX_DIMENSION = 1 << 40
 MAX_PLANE_RAW_BYTES = 1 << 38
-MAX_CHUNK_RAW_BYTES = 1 << 30  # one row is never split, so this is also the widest row
+MAX_BLOCK_RAW_BYTES = 1 << 30  # one row is never split, so this is also the widest row
 MAX_ASSET_RAW_BYTES = 1 << 28
 
 MAX_NAME_BYTES = 512

@@ -227,7 +227,7 @@ def _chunk_from_json(value: object, where: str) -> Chunk:
         and type(stored_bytes := value["stored_bytes"]) is int
         and 1 <= stored_bytes <= limits.MAX_FILE_BYTES
         and type(raw_bytes := value["raw_bytes"]) is int
-        and 1 <= raw_bytes <= limits.MAX_CHUNK_RAW_BYTES
+        and 1 <= raw_bytes <= limits.MAX_BLOCK_RAW_BYTES
         and type(checksum := value["checksum"]) is str
         and _CHECKSUM.fullmatch(checksum)
         and type(codec := value["codec"]) is str
@@ -249,7 +249,7 @@ def _bad_chunk(value: object, where: str) -> BundleFormatError:
         fields = Fields(value, where)
         fields.integer("offset", 0, limits.MAX_FILE_BYTES)
         fields.integer("stored_bytes", 1, limits.MAX_FILE_BYTES)
-        fields.integer("raw_bytes", 1, limits.MAX_CHUNK_RAW_BYTES)
+        fields.integer("raw_bytes", 1, limits.MAX_BLOCK_RAW_BYTES)
         as_hex(fields.take("checksum"), f"checksum of {where}", 16)
         fields.choice("codec", CODEC_NAMES)
         fields.finish()

@@ -99,6 +99,11 @@ def check_plane(plane: Plane, where: str) -> None:
         )
     if geometry.num_chunks == 0:
         return
+    if geometry.block_bytes > limits.MAX_BLOCK_RAW_BYTES:
+        raise BundleLimitError(
+            f"{where} has blocks of {geometry.block_bytes} raw bytes; this build reads at most "
+            f"{limits.MAX_BLOCK_RAW_BYTES}"
+        )
     # All chunks but the last cover the same rows, so only two sizes can occur.
     full = entry.stream_bytes(plane.dtype, geometry.symbols(0))
     last = entry.stream_bytes(plane.dtype, geometry.symbols(geometry.num_chunks - 1))
@@ -110,7 +115,7 @@ def check_plane(plane: Plane, where: str) -> None:
                     f"chunk {index} of stream {stream.name!r} of {where} declares "
                     f"{chunk.raw_bytes} raw bytes; its rows make {expected}"
                 )
-            _check_ratio(chunk, where)
+            _check_stored(chunk, where)
 
 
 def check_asset(asset: Asset) -> None:
@@ -125,7 +130,7 @@ def check_asset(asset: Asset) -> None:
             f"asset {asset.name!r} has {asset.chunk.raw_bytes} raw bytes; this build reads at most "
             f"{limits.MAX_ASSET_RAW_BYTES}"
         )
-    _check_ratio(asset.chunk, f"asset {asset.name!r}")
+    _check_stored(asset.chunk, f"asset {asset.name!r}")
 
 
 def plane_key(plane: Plane) -> PlaneKey:
@@ -163,14 +168,13 @@ def _check_asset_names(names: tuple[str, ...]) -> None:
                 )
 
 
-def _check_ratio(chunk: Chunk, where: str) -> None:
+def _check_stored(chunk: Chunk, where: str) -> None:
+    """Both ways: neither side of a chunk lets a small file ask for much memory."""
     ratio = MAX_RATIOS[chunk.codec]
-    if chunk.raw_bytes > chunk.stored_bytes * ratio or (
-        chunk.codec == "raw" and chunk.raw_bytes != chunk.stored_bytes
-    ):
+    if not chunk.stored_bytes <= chunk.raw_bytes <= chunk.stored_bytes * ratio:
         raise BundleFormatError(
             f"a chunk of {where} cannot hold {chunk.raw_bytes} raw bytes in {chunk.stored_bytes} "
-            f"bytes of {chunk.codec}"
+            f"bytes of {chunk.codec}; expected {-(-chunk.raw_bytes // ratio)} to {chunk.raw_bytes}"
         )
 
 

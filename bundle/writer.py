@@ -271,10 +271,10 @@ class BundleWriter:
     def _encode_plane(self, dtype: str, array: AnyArray, digest: str) -> Plane:
         rows = rows_per_chunk(array.shape, dtype, block_target(array.nbytes))
         geometry = Geometry.of(array.shape, dtype, rows)
-        if geometry.row_bytes > limits.MAX_CHUNK_RAW_BYTES:
+        if geometry.row_bytes > limits.MAX_BLOCK_RAW_BYTES:
             raise BundleLimitError(
                 f"a plane has rows of {geometry.row_bytes} bytes, which are never split; expected "
-                f"at most {limits.MAX_CHUNK_RAW_BYTES}, so give it more rows"
+                f"at most {limits.MAX_BLOCK_RAW_BYTES}, so give it more rows"
             )
         flat = array.reshape(-1)
         chosen = self._chooser.choose_filter(dtype, flat, geometry)

@@ -1,19 +1,37 @@
 """Hostile sizes with valid digests, numbered on from the hostile manifests.
 
 21  many tensors that share a plane of many chunks
+22  chunks that are larger at rest than in memory, blocks that are too wide
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny_bundles import Json, add, forge, symbols, writer
+from tiny_bundles import (
+    Json,
+    add,
+    asset_of,
+    chunk_of,
+    forge,
+    manifest_text,
+    noise,
+    read_all,
+    refuses,
+    symbols,
+    writer,
+)
 
 from tersor.bundle import limits
+from tersor.bundle.codecs import CODEC_NAMES, ZstdCodec
+from tersor.bundle.container import pack_manifest
+from tersor.bundle.errors import BundleFormatError, BundleLimitError
 from tersor.bundle.reader import BundleReader
+from tersor.bundle.verify import verify
 
 
 def calls_of(work: Callable[[], object]) -> int:
@@ -75,3 +93,59 @@ def test_21_the_size_of_a_shared_plane_is_summed_once(many_chunks: Path) -> None
         calls = calls_of(lambda: sizes.extend(plane.stored_bytes for plane in planes))
         assert sizes == [3000] * 300
         assert calls < 300 * 20
+
+
+@pytest.mark.parametrize("codec", ["lz4", "zstd"])
+@pytest.mark.parametrize("stored", [129, 1 << 40])
+def test_22_chunks_that_are_larger_at_rest(bundle: Path, codec: str, stored: int) -> None:
+    forge(bundle, lambda value: chunk_of(value).update(codec=codec, stored_bytes=stored))
+    refuses(bundle, f"cannot hold 128 raw bytes in {stored} bytes of {codec}; expected 1 to 128")
+
+
+def test_22_an_asset_that_is_larger_at_rest(bundle: Path) -> None:
+    """The file is made long enough for what the chunk declares, at no cost: it is sparse."""
+    text, footer = manifest_text(bundle.read_bytes())
+    value = json.loads(text)
+    size = 1 << 40
+    asset_of(value, 1).update(stored_bytes=size, codec="zstd")
+    end = asset_of(value, 1)["offset"] + size
+    stored, forged = pack_manifest(json.dumps(value).encode(), end, ZstdCodec())
+    with bundle.open("r+b") as file:
+        file.truncate(end)
+        file.seek(end)
+        file.write(stored + forged.pack())
+    assert forged.file_bytes > size > footer.file_bytes
+    for use in (read_all, verify):
+        with pytest.raises(BundleFormatError, match=r"asset 'licences/LICENSE' cannot hold 4 raw"):
+            use(bundle)
+
+
+@pytest.mark.parametrize("codec", CODEC_NAMES)
+@pytest.mark.parametrize("size", [*range(1, 20), 1000, 100_000])
+def test_22_the_writer_stores_raw_what_does_not_shrink(
+    tmp_path: Path, codec: str, size: int
+) -> None:
+    with writer(tmp_path / "x.tersor", codec=codec) as target:
+        add(target, "noise", "u8", noise(size))
+        add(target, "floats", "bf16", symbols("bf16", (size,)))
+        target.add_asset("noise", noise(size).tobytes(), "application/octet-stream")
+        manifest = target.commit()
+    planes = [tensor.planes[0] for tensor in manifest.tensors]
+    chunks = [chunk for plane in planes for stream in plane.streams for chunk in stream.chunks]
+    for chunk in (*chunks, manifest.assets[0].chunk):
+        assert (chunk.codec, chunk.stored_bytes) == ("raw", chunk.raw_bytes)
+
+
+def test_22_a_block_wider_than_any_the_writer_makes(bundle: Path) -> None:
+    shape = [4, (1 << 27) + 1]  # f64 rows of a gibibyte and eight bytes, each stream an eighth
+
+    def change(value: Json) -> None:
+        value["planes"][0].update(dtype="f64", shape=shape, rows_per_chunk=1)
+        streams = value["planes"][0]["streams"]
+        names = ["exponent", *(f"mantissa{byte}" for byte in range(6, -1, -1))]
+        value["planes"][0]["streams"] = [
+            {"name": name, "chunks": streams[0]["chunks"] * 4} for name in names
+        ]
+
+    forge(bundle, change)
+    refuses(bundle, "has blocks of 1073741832 raw bytes", BundleLimitError)

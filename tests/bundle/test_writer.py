@@ -231,7 +231,7 @@ def test_large_planes_get_large_blocks(plane_mib: int, block_mib: int) -> None:
 
 def test_a_row_too_wide_for_a_chunk_is_refused(tmp_path: Path) -> None:
     # One byte seen 2^30 + 1 times: refused before it is encoded.
-    wide = np.broadcast_to(np.zeros((), np.uint8), (1, limits.MAX_CHUNK_RAW_BYTES + 1))
+    wide = np.broadcast_to(np.zeros((), np.uint8), (1, limits.MAX_BLOCK_RAW_BYTES + 1))
     with (
         writer(tmp_path / "x.tersor") as target,
         pytest.raises(BundleLimitError, match="more rows"),
