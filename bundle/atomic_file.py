@@ -6,7 +6,7 @@ import os
 import secrets
 from pathlib import Path
 
-from tersor.bundle.errors import BundleWriteError
+from tersor.bundle.errors import BundleWriteError, path_text
 
 
 class AtomicFile:
@@ -23,7 +23,9 @@ class AtomicFile:
             BundleWriteError: the folder does not exist or cannot be written.
         """
         if path.is_dir():
-            raise BundleWriteError(f"cannot write {path}: it is a folder; give a file name")
+            raise BundleWriteError(
+                f"cannot write {path_text(path)}: it is a folder; give a file name"
+            )
         self.path = path
         self.offset = 0
         self._temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
@@ -33,6 +35,8 @@ class AtomicFile:
             self._file = os.fdopen(os.open(self._temporary, flags, 0o666), "wb", 1 << 20)
         except OSError as error:
             raise self._failed(error) from error
+        except ValueError as error:  # the path holds a null character
+            raise BundleWriteError(f"cannot write {path_text(path)}: {error}") from error
 
     def append(self, data: bytes) -> int:
         """Appends bytes and returns the offset at which they begin."""
@@ -73,4 +77,5 @@ class AtomicFile:
             self._temporary.unlink(missing_ok=True)
 
     def _failed(self, error: OSError) -> BundleWriteError:
-        return BundleWriteError(f"cannot write {self.path}: {error.strerror or error}")
+        why = error.strerror or str(error)
+        return BundleWriteError(f"cannot write {path_text(self.path)}: {why}")

@@ -20,6 +20,7 @@ from tersor.bundle.errors import (
     BundleNotFoundError,
     BundleReadError,
     BundleTruncatedError,
+    path_text,
 )
 
 
@@ -36,18 +37,14 @@ class BundleFile:
         """
         self.path = Path(path)
         try:
-            # Not blocking: opening a pipe would wait for its writer for ever.
-            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            self._fd, self.size = _open_regular(self.path)
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise BundleNotFoundError(f"there is no file {self.path}") from error
-        except (OSError, ValueError) as error:
-            raise BundleReadError(f"cannot open {self.path}: {error}") from error
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            os.close(fd)
-            raise BundleFormatError(f"{self.path} is not a regular file; expected a bundle")
-        self.size: int = status.st_size
-        self._fd = fd
+            raise BundleNotFoundError(f"there is no file {path_text(self.path)}") from error
+        except OSError as error:
+            why = error.strerror or str(error)
+            raise BundleReadError(f"cannot open {path_text(self.path)}: {why}") from error
+        except ValueError as error:  # the path holds a null character
+            raise BundleReadError(f"cannot open {path_text(self.path)}: {error}") from error
         self._users = 0
         self._closed = False
         self._idle = threading.Condition()
@@ -98,3 +95,24 @@ class BundleFile:
             while self._users:
                 self._idle.wait()
         os.close(self._fd)
+
+
+def _open_regular(path: Path) -> tuple[int, int]:
+    """A descriptor and the size. Raises OSError, ValueError and BundleFormatError."""
+    # Asked first, because opening a device may already do something; asked again of what was
+    # opened, because the name may have got another file; and opened without blocking, because a
+    # pipe would wait for its writer for ever.
+    _require_regular(path.stat(), path)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        status = os.fstat(fd)
+        _require_regular(status, path)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, status.st_size
+
+
+def _require_regular(status: os.stat_result, path: Path) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise BundleFormatError(f"{path_text(path)} is not a regular file; expected a bundle")

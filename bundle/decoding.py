@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from tersor.bundle.codecs import Codec
 from tersor.bundle.digests import checksum
 from tersor.bundle.dtypes import SYMBOL_LIMITS, AnyArray, ByteArray, Geometry
-from tersor.bundle.errors import BundleCancelledError, BundleCorruptError
+from tersor.bundle.errors import BundleCancelledError, BundleCorruptError, BundleLimitError
 from tersor.bundle.filters import FILTERS, check_symbols
 from tersor.bundle.manifest import Chunk, Plane, Stream
 
@@ -94,6 +95,22 @@ def check_cancelled(cancelled: Cancelled | None) -> None:
     """Raises BundleCancelledError if the caller has cancelled."""
     if cancelled is not None and cancelled():
         raise BundleCancelledError("the read was cancelled")
+
+
+@contextmanager
+def memory_for(what: str, declared_bytes: int) -> Iterator[None]:
+    """Says what did not fit: a file of a few MiB may declare far more than a machine has.
+
+    Raises:
+        BundleLimitError: instead of the MemoryError of an allocation inside the `with` block.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        raise BundleLimitError(
+            f"{what} declares {declared_bytes} bytes in memory, more than could be allocated; "
+            "free memory, or use a machine that has more"
+        ) from error
 
 
 def verify_chunk(stored: ByteArray, chunk: Chunk, describe: Callable[[], str]) -> None:

@@ -10,7 +10,13 @@ from typing import Self
 import numpy as np
 
 from tersor.bundle.codecs import Codec
-from tersor.bundle.decoding import BlockDecoder, Cancelled, Workers, check_cancelled
+from tersor.bundle.decoding import (
+    BlockDecoder,
+    Cancelled,
+    Workers,
+    check_cancelled,
+    memory_for,
+)
 from tersor.bundle.dtypes import AnyArray, ByteArray, Geometry, numpy_dtype
 from tersor.bundle.manifest import Plane
 from tersor.bundle.phases import PhaseTimes, measured
@@ -52,10 +58,23 @@ class RowSelection:
             blocks = range(first // plane.rows_per_chunk, -(-last // plane.rows_per_chunk))
         return cls(plane=plane, geometry=geometry, rows=(first, last), blocks=blocks)
 
+    @property
+    def symbols(self) -> int:
+        """Symbols of all blocks."""
+        return sum(self.geometry.symbols(index) for index in self.blocks)
+
+    @property
+    def raw_bytes(self) -> int:
+        """Bytes of all blocks in memory."""
+        return self.symbols * self.geometry.symbol_bytes
+
     def new_array(self) -> AnyArray:
-        """An uninitialised one-dimensional array for all symbols of the blocks."""
-        symbols = sum(self.geometry.symbols(index) for index in self.blocks)
-        return np.empty(symbols, numpy_dtype(self.plane.dtype))
+        """An uninitialised one-dimensional array for all symbols of the blocks.
+
+        Only address space until it is filled: memory is used up by blocks that were read and
+        verified, never by what a manifest declares.
+        """
+        return np.empty(self.symbols, numpy_dtype(self.plane.dtype))
 
     def part(self, array: AnyArray, block: int) -> AnyArray:
         """The part of `new_array` that a block fills."""
@@ -111,11 +130,15 @@ class EncodedPlane:
 
         Raises:
             BundleCorruptError: the bytes do not decode to what the manifest declares.
+            BundleLimitError: the plane does not fit into memory.
             BundleCancelledError: `cancelled()` became true.
         """
         check_cancelled(cancelled)
-        with measured(times, "decode"):
-            selection = self._selection
+        selection = self._selection
+        with (
+            measured(times, "decode"),
+            memory_for(f"plane {selection.plane.name!r}", selection.raw_bytes),
+        ):
             decoder = BlockDecoder(selection.plane, self._context.codecs)
             array = selection.new_array()
             tasks: list[Callable[[], None]] = []

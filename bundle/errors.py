@@ -4,12 +4,16 @@ BundleError
 ├── BundleFormatError         not a valid bundle (magic, version, structure, manifest)
 │   └── BundleTruncatedError  the file ends before its declared length
 ├── BundleCorruptError        valid structure, damaged content (a checksum does not match)
-├── BundleLimitError          a declared size exceeds a cap of this build
+├── BundleLimitError          a declared size exceeds a cap of this build, or the memory there is
 ├── BundleNotFoundError       no such file, tensor, plane or asset
 ├── BundleReadError           the operating system cannot read the file, or the reader is closed
 ├── BundleWriteError          the writer was misused, or the destination cannot be written
 └── BundleCancelledError      the caller cancelled a read
 """
+
+from __future__ import annotations
+
+from pathlib import Path
 
 
 class BundleError(Exception):
@@ -29,7 +33,7 @@ class BundleCorruptError(BundleError):
 
 
 class BundleLimitError(BundleError):
-    """A declared size exceeds a cap of this build."""
+    """A declared size exceeds a cap of this build, or the memory there is."""
 
 
 class BundleNotFoundError(BundleError):
@@ -46,3 +50,9 @@ class BundleWriteError(BundleError):
 
 class BundleCancelledError(BundleError):
     """The caller cancelled a read."""
+
+
+def path_text(path: Path) -> str:
+    """How messages call a file: quoted if its name could break a line or steer a terminal."""
+    text = str(path)
+    return text if text.isprintable() else repr(text)

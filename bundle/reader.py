@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -27,11 +28,12 @@ from tersor.bundle.decoding import (
     Workers,
     check_cancelled,
     default_threads,
+    memory_for,
     verify_chunk,
 )
 from tersor.bundle.dtypes import AnyArray, ByteArray
 from tersor.bundle.encoded_plane import EncodedPlane, ReaderContext, RowSelection
-from tersor.bundle.errors import BundleError, BundleNotFoundError, BundleTruncatedError
+from tersor.bundle.errors import BundleError, BundleNotFoundError, BundleTruncatedError, path_text
 from tersor.bundle.manifest import Asset, Manifest, Plane
 from tersor.bundle.manifest_json import manifest_from_json
 from tersor.bundle.phases import PhaseTimes, measured, shared
@@ -94,7 +96,7 @@ class BundleReader:
                 manifest = read_manifest(file, cast(ZstdCodec, codecs["zstd"]))
             except BundleError as error:
                 file.close()
-                raise type(error)(f"{file.path}: {error}") from error
+                raise type(error)(f"{path_text(file.path)}: {error}") from error
             except BaseException:
                 file.close()
                 raise
@@ -121,6 +123,7 @@ class BundleReader:
             BundleCorruptError: a checksum does not match.
             BundleTruncatedError: the file has become shorter.
             BundleReadError: the operating system reports an error, or the reader is closed.
+            BundleLimitError: the plane does not fit into memory.
             BundleCancelledError: `cancelled()` became true.
             ValueError: `rows` is not a range within the plane.
         """
@@ -129,14 +132,15 @@ class BundleReader:
         decoder = BlockDecoder(plane, self._context.codecs)
         sizes = [decoder.stored_bytes(block) for block in selection.blocks]
         starts = [0, *accumulate(sizes)]
-        stored = np.empty(starts[-1], np.uint8)
+        with self._loading(plane, starts[-1]):
+            stored = np.empty(starts[-1], np.uint8)
 
-        def load(block: int, busy: PhaseTimes | None) -> None:
-            number = block - selection.blocks.start
-            part = stored[starts[number] : starts[number + 1]]
-            self._load_block(decoder, block, part, busy)
+            def load(block: int, busy: PhaseTimes | None) -> None:
+                number = block - selection.blocks.start
+                part = stored[starts[number] : starts[number + 1]]
+                self._load_block(decoder, block, part, busy)
 
-        self._run(selection, load, times, cancelled)
+            self._run(selection, load, times, cancelled)
         return EncodedPlane(selection, stored, self._context)
 
     def read_plane(
@@ -149,8 +153,9 @@ class BundleReader:
     ) -> AnyArray:
         """Reads, verifies and decodes a plane of this bundle, block by block into its array.
 
-        Peak memory is the array and a few blocks; raw planes are read straight into it. Arguments
-        and errors are those of `fetch_plane`; `times` gets "read", "verify" and "decode".
+        Peak memory is the array and a few blocks; raw planes are read straight into it. The array
+        is address space at first: a block takes memory once it was read and verified. Arguments and
+        errors are those of `fetch_plane`; `times` gets "read", "verify" and "decode".
 
         Returns:
             dtype `numpy_dtype(plane.dtype)`: bf16 is uint16, f8_* is uint8, u4 is uint8 0..15;
@@ -159,20 +164,21 @@ class BundleReader:
         selection = RowSelection.of(plane, rows)
         check_cancelled(cancelled)
         decoder = BlockDecoder(plane, self._context.codecs)
-        array = selection.new_array()
+        with self._loading(plane, selection.raw_bytes):
+            array = selection.new_array()
 
-        def load(block: int, busy: PhaseTimes | None) -> None:
-            part = selection.part(array, block)
-            if decoder.is_memory(block):
-                stored = part.view(np.uint8)
-            else:
-                stored = np.empty(decoder.stored_bytes(block), np.uint8)
-            self._load_block(decoder, block, stored, busy)
-            with measured(busy, "decode"):
-                decoder.decode(block, stored, part)
+            def load(block: int, busy: PhaseTimes | None) -> None:
+                part = selection.part(array, block)
+                if decoder.is_memory(block):
+                    stored = part.view(np.uint8)
+                else:
+                    stored = np.empty(decoder.stored_bytes(block), np.uint8)
+                self._load_block(decoder, block, stored, busy)
+                with measured(busy, "decode"):
+                    decoder.decode(block, stored, part)
 
-        self._run(selection, load, times, cancelled)
-        return selection.cut(array)
+            self._run(selection, load, times, cancelled)
+            return selection.cut(array)
 
     def read_asset(self, name: str) -> bytes:
         """The bytes of an asset, verified.
@@ -186,9 +192,10 @@ class BundleReader:
                 try:
                     return self._read_asset(asset)
                 except BundleError as error:
-                    raise type(error)(f"{self.path}: asset {name!r}: {error}") from error
+                    where = f"{path_text(self.path)}: asset {name!r}"
+                    raise type(error)(f"{where}: {error}") from error
         names = ", ".join(asset.name for asset in self.manifest.assets) or "none"
-        raise BundleNotFoundError(f"{self.path} has no asset {name!r}; it has: {names}")
+        raise BundleNotFoundError(f"{path_text(self.path)} has no asset {name!r}; it has: {names}")
 
     def close(self) -> None:
         """Waits for reads in progress, then closes the file and ends the threads."""
@@ -205,6 +212,15 @@ class BundleReader:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    @contextmanager
+    def _loading(self, plane: Plane, declared_bytes: int) -> Iterator[None]:
+        """Puts the path before every error, and says what does not fit into memory."""
+        try:
+            with memory_for(f"plane {plane.name!r}", declared_bytes):
+                yield
+        except BundleError as error:
+            raise type(error)(f"{path_text(self.path)}: {error}") from error
 
     def _run(
         self,
@@ -223,17 +239,14 @@ class BundleReader:
         workers = self._context.workers
         step = -(-len(selection.blocks) // (2 * workers.threads))
         step = max(1, min(step, _MAX_TASK_BLOCKS))
-        try:
-            with self._file.using(), shared(times) as busy:
-                workers.run(
-                    [
-                        partial(load_some, selection.blocks[start : start + step], busy)
-                        for start in range(0, len(selection.blocks), step)
-                    ],
-                    cancelled,
-                )
-        except BundleError as error:
-            raise type(error)(f"{self.path}: {error}") from error
+        with self._file.using(), shared(times) as busy:
+            workers.run(
+                [
+                    partial(load_some, selection.blocks[start : start + step], busy)
+                    for start in range(0, len(selection.blocks), step)
+                ],
+                cancelled,
+            )
 
     def _load_block(
         self, decoder: BlockDecoder, block: int, out: ByteArray, busy: PhaseTimes | None
@@ -247,11 +260,12 @@ class BundleReader:
 
     def _read_asset(self, asset: Asset) -> bytes:
         chunk = asset.chunk
-        stored = np.empty(chunk.stored_bytes, np.uint8)
-        with self._file.using():
-            self._file.read_into(chunk.offset, stored)
-        verify_chunk(stored, chunk, lambda: "its only chunk")
-        return self._context.codecs[chunk.codec].decode(stored, chunk.raw_bytes).tobytes()
+        with memory_for("it", chunk.raw_bytes):
+            stored = np.empty(chunk.stored_bytes, np.uint8)
+            with self._file.using():
+                self._file.read_into(chunk.offset, stored)
+            verify_chunk(stored, chunk, lambda: "its only chunk")
+            return self._context.codecs[chunk.codec].decode(stored, chunk.raw_bytes).tobytes()
 
 
 def read_manifest(file: BundleFile, codec: ZstdCodec) -> Manifest:
@@ -270,5 +284,6 @@ def read_manifest(file: BundleFile, codec: ZstdCodec) -> Manifest:
         footer = Footer.unpack(tail.tobytes(), file.size)
         stored = np.empty(footer.manifest_stored_bytes, np.uint8)
         file.read_into(footer.manifest_offset, stored)
-    text = unpack_manifest(stored.tobytes(), footer, codec)
-    return manifest_from_json(text, data_end=footer.manifest_offset)
+    with memory_for("the manifest", footer.manifest_raw_bytes):
+        text = unpack_manifest(stored.tobytes(), footer, codec)
+        return manifest_from_json(text, data_end=footer.manifest_offset)

@@ -14,10 +14,10 @@ from blake3 import blake3
 from tersor.bundle.bundle_file import BundleFile
 from tersor.bundle.codecs import Codec, ZstdCodec, default_codecs
 from tersor.bundle.container import HEADER_BYTES
-from tersor.bundle.decoding import BlockDecoder, describe_chunk, verify_chunk
+from tersor.bundle.decoding import BlockDecoder, describe_chunk, memory_for, verify_chunk
 from tersor.bundle.digests import content_digest, digest_bytes
-from tersor.bundle.dtypes import AnyArray, ByteArray, numpy_dtype
-from tersor.bundle.errors import BundleCorruptError, BundleError
+from tersor.bundle.dtypes import AnyArray, ByteArray, Geometry, numpy_dtype
+from tersor.bundle.errors import BundleCorruptError, BundleError, path_text
 from tersor.bundle.manifest import Asset, Manifest, Plane
 from tersor.bundle.reader import read_manifest
 from tersor.bundle.validate import PlaneKey, plane_key, stored_planes
@@ -68,7 +68,8 @@ def verify(path: str | os.PathLike[str], *, progress: Progress | None = None) ->
 
     Raises:
         BundleError: the file cannot be opened as a bundle (its header, manifest or footer is
-            damaged or missing), so there is nothing to list the damage by; or it cannot be read.
+            damaged or missing), so there is nothing to list the damage by; or it cannot be read,
+            or a block of it does not fit into memory.
     """
     file = BundleFile(path)
     try:
@@ -77,7 +78,7 @@ def verify(path: str | os.PathLike[str], *, progress: Progress | None = None) ->
         with file.using():
             return _Verification(file, manifest, codecs, progress).run()
     except BundleError as error:
-        raise type(error)(f"{file.path}: {error}") from error
+        raise type(error)(f"{path_text(file.path)}: {error}") from error
     finally:
         file.close()
 
@@ -107,7 +108,10 @@ class _Verification:
             for plane in tensor.planes:
                 users.setdefault(plane_key(plane), []).append(tensor.name)
         for plane in stored_planes(self._manifest):
-            self._check_plane(plane, tuple(dict.fromkeys(users[plane_key(plane)])))
+            with memory_for(
+                f"a block of plane {plane.name!r}", Geometry.of_plane(plane).block_bytes
+            ):
+                self._check_plane(plane, tuple(dict.fromkeys(users[plane_key(plane)])))
         assets = [self._check_asset(asset) for asset in self._manifest.assets]
         if not self._damages:
             self._check_whole(assets)
@@ -205,10 +209,11 @@ class _Verification:
         """Checks an asset and returns its digest, or "" if it is damaged."""
         chunk = asset.chunk
         self._chunks += 1
-        stored = self._read(chunk.offset, chunk.stored_bytes)
         try:
-            verify_chunk(stored, chunk, lambda: f"asset {asset.name!r}")
-            return digest_bytes(self._codecs[chunk.codec].decode(stored, chunk.raw_bytes).data)
+            with memory_for(f"asset {asset.name!r}", chunk.raw_bytes):
+                stored = self._read(chunk.offset, chunk.stored_bytes)
+                verify_chunk(stored, chunk, lambda: f"asset {asset.name!r}")
+                return digest_bytes(self._codecs[chunk.codec].decode(stored, chunk.raw_bytes).data)
         except BundleCorruptError as error:
             self._damages.append(
                 Damage(

@@ -23,7 +23,7 @@ from tersor.bundle.decoding import default_threads
 from tersor.bundle.digests import checksum, content_digest, digest_array, digest_bytes
 from tersor.bundle.dtypes import AnyArray, Geometry, rows_per_chunk
 from tersor.bundle.encoding import Chooser, EncodedChunk, block_of, block_target
-from tersor.bundle.errors import BundleError, BundleLimitError, BundleWriteError
+from tersor.bundle.errors import BundleError, BundleLimitError, BundleWriteError, path_text
 from tersor.bundle.filters import Filter
 from tersor.bundle.json_fields import as_text, check_unique
 from tersor.bundle.manifest import (
@@ -235,7 +235,7 @@ class BundleWriter:
     def _require_open(self) -> None:
         if self._state != "open":
             raise BundleWriteError(
-                f"the writer of {self._file.path} is {self._state}; make a new one"
+                f"the writer of {path_text(self._file.path)} is {self._state}; make a new one"
             )
 
     def _add(self, entry: TensorEntry, group: str, planes: Mapping[str, PlaneData]) -> TensorEntry:

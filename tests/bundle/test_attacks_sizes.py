@@ -2,15 +2,19 @@
 
 21  many tensors that share a plane of many chunks
 22  chunks that are larger at rest than in memory, blocks that are too wide
+23  planes that declare more memory than there is
 """
 
 from __future__ import annotations
 
 import json
+import resource
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny_bundles import (
     Json,
@@ -27,9 +31,11 @@ from tiny_bundles import (
 )
 
 from tersor.bundle import limits
-from tersor.bundle.codecs import CODEC_NAMES, ZstdCodec
+from tersor.bundle import reader as reader_module
+from tersor.bundle.codecs import CODEC_NAMES, RawCodec, ZstdCodec
 from tersor.bundle.container import pack_manifest
-from tersor.bundle.errors import BundleFormatError, BundleLimitError
+from tersor.bundle.decoding import BlockDecoder
+from tersor.bundle.errors import BundleCorruptError, BundleFormatError, BundleLimitError
 from tersor.bundle.reader import BundleReader
 from tersor.bundle.verify import verify
 
@@ -149,3 +155,89 @@ def test_22_a_block_wider_than_any_the_writer_makes(bundle: Path) -> None:
 
     forge(bundle, change)
     refuses(bundle, "has blocks of 1073741832 raw bytes", BundleLimitError)
+
+
+BOMB_BYTES = 1 << 27
+
+
+@pytest.fixture
+def bomb(tmp_path: Path) -> Path:
+    """A file of a few KiB whose only plane is 128 MiB of zeros."""
+    path = tmp_path / "bomb.tersor"
+    with writer(path, codec="zstd") as target:
+        add(target, "w", "u8", np.zeros((128, 1 << 20), np.uint8))
+        target.commit()
+    assert path.stat().st_size < 1 << 16
+    return path
+
+
+TIGHT = """
+import resource, sys
+from tersor.bundle.errors import BundleLimitError
+from tersor.bundle.reader import BundleReader
+with BundleReader.open(sys.argv[1], threads=1) as reader:
+    plane = reader.manifest.tensors[0].planes[0]
+    encoded = reader.fetch_plane(plane)
+    pages = int(open("/proc/self/statm").read().split()[0])
+    limit = pages * resource.getpagesize() + (1 << 25)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    for read in (lambda: reader.read_plane(plane), encoded.decode):
+        try:
+            read()
+        except BundleLimitError as error:
+            print(error)
+    print(len(reader.read_plane(plane, rows=(7, 9))))
+"""
+
+
+def test_23_a_plane_that_declares_more_than_there_is(bomb: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TIGHT, bomb], capture_output=True, text=True, check=True, timeout=60
+    )
+    read, decode, rows = done.stdout.splitlines()
+    message = f"plane 'values' declares {BOMB_BYTES} bytes in memory, more than could be allocated"
+    assert read.startswith(f"{bomb}: {message}; free memory")
+    assert decode.startswith(message)
+    assert rows == "2"
+
+
+def test_23_memory_is_taken_by_what_was_verified(bomb: Path) -> None:
+    """A damaged block ends the read before the blocks after it take any memory."""
+    with BundleReader.open(bomb, threads=1) as reader:
+        plane = reader.manifest.tensors[0].planes[0]
+        chunk = plane.streams[0].chunks[2]
+        with bomb.open("r+b") as file:
+            file.seek(chunk.offset + chunk.stored_bytes - 1)
+            file.write(b"\xff")
+        before = resident_bytes()
+        with pytest.raises(BundleCorruptError, match="chunk 2 of stream 'data'") as caught:
+            reader.read_plane(plane)
+        # The traceback still holds the array.
+        assert resident_bytes() - before < BOMB_BYTES // 8
+        del caught
+
+
+def resident_bytes() -> int:
+    pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    return int(pages) * resource.getpagesize()
+
+
+@pytest.mark.parametrize("use", [read_all, verify])
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(reader_module, "manifest_from_json"), (BlockDecoder, "decode"), (RawCodec, "decode")],
+)
+def test_23_any_allocation_may_fail(
+    bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    use: Callable[[Path], object],
+    owner: object,
+    name: str,
+) -> None:
+    def no_memory(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(owner, name, no_memory)
+    with pytest.raises(BundleLimitError, match=r"more than could be allocated") as caught:
+        use(bundle)
+    assert str(caught.value).startswith(f"{bundle}: ")
