@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -32,6 +33,7 @@ from tersor.runtime.errors import (
     ServingError,
     ShuttingDownError,
 )
+from tersor.runtime.failures import incident
 
 _log = logging.getLogger(__name__)
 
@@ -277,11 +279,9 @@ class DecoderEngine:
                     break
             try:
                 self.step()
-            except Exception:  # noqa: BLE001 - requests must hear of it, and others be served
-                _log.exception("engine %s: a step failed", self.name)
-                self._fail_all(
-                    lambda: InternalError(f"model {self.name}: a step failed, see the log")
-                )
+            except Exception as cause:  # noqa: BLE001 - requests must hear of it, others be served
+                message = incident(f"model {self.name}: a step failed", cause, _log)
+                self._fail_all(partial(InternalError, message))
         self._fail_all(lambda: ShuttingDownError(f"model {self.name} was shut down"))
 
     def _fail_all(self, error: Callable[[], ServingError]) -> None:

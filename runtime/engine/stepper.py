@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from torch import Tensor
 
 from tersor.runtime.engine.answer import Ending
 from tersor.runtime.engine.estimate import Rates
-from tersor.runtime.engine.failures import PassFailure, pass_failure
 from tersor.runtime.engine.observer import EngineObserver
 from tersor.runtime.engine.pages import PagePool
 from tersor.runtime.engine.runner import Pass, Runner
@@ -19,8 +19,11 @@ from tersor.runtime.engine.sequence import Phase
 from tersor.runtime.engine.sequence import Sequence as Generation
 from tersor.runtime.engine.types import Event, Failed, Finished
 from tersor.runtime.errors import InternalError, ServingError
+from tersor.runtime.failures import Failure, concerns_weights, incident, run_failure
 
 _log = logging.getLogger(__name__)
+
+_WHEN_FULL: Final = "lower max_batch_size, prefill_chunk_tokens or kv_cache_bytes"
 
 
 class Stepper:
@@ -82,10 +85,7 @@ class Stepper:
         try:
             result = self._runner.prefill(sequence, count)
         except Exception as cause:  # noqa: BLE001 - a pass may fail in any way, the engine stays up
-            failure = self._failure(cause)
-            self.fail(sequence, failure.error())
-            if failure.weights:  # the others would wait for the same weights, one after the other
-                self._fail_uncomputed(failure)
+            self._failed([sequence], cause)
             return
         self._observer.prefill(result.seconds, count)
         self._rates.prefilled(result.seconds, count)
@@ -114,25 +114,23 @@ class Stepper:
 
     def _decode_failed(self, batch: Sequence[Generation], cause: Exception) -> None:
         """Finds out whose fault it was: a pass writes the same keys and values when run again."""
-        failure = self._failure(cause)
-        if failure.weights or len(batch) == 1:
-            for sequence in batch:
-                self.fail(sequence, failure.error())
-            if failure.weights:
-                self._fail_uncomputed(failure)
+        if len(batch) == 1 or concerns_weights(cause):
+            self._failed(batch, cause)
             return
         for sequence in batch:
             self._decode([sequence])
 
-    def _failure(self, cause: Exception) -> PassFailure:
-        failure = pass_failure(self._name, cause)
-        if failure.kind is InternalError:
-            _log.error("engine %s: a pass failed", self._name, exc_info=cause)
-        else:
-            _log.warning("engine %s: %s", self._name, failure.message)
-        return failure
+    def _failed(self, batch: Sequence[Generation], cause: Exception) -> None:
+        """Ends the sequences that a pass failed for."""
+        failure = run_failure(f"model {self._name}", cause, when_full=_WHEN_FULL, log=_log)
+        if failure.kind is not InternalError:
+            _log.warning("engine: %s", failure.message)
+        for sequence in batch:
+            self.fail(sequence, failure.error())
+        if concerns_weights(cause):  # the others would wait for the same weights, one by one
+            self._fail_uncomputed(failure)
 
-    def _fail_uncomputed(self, failure: PassFailure) -> None:
+    def _fail_uncomputed(self, failure: Failure) -> None:
         prefilling = [s for s in self._scheduler.running if s.phase is Phase.PREFILL]
         for sequence in (*prefilling, *self._scheduler.waiting):
             self.fail(sequence, failure.error())
@@ -151,7 +149,8 @@ class Stepper:
         now = self._clock()
         for sequence, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, SampleFailure):
-                self.fail(sequence, InternalError(f"model {self._name}: {outcome.message}"))
+                message = incident(f"model {self._name}: {outcome.message}", None, _log)
+                self.fail(sequence, InternalError(message))
                 continue
             sequence.tokens.append(outcome.token_id)
             self._time_token(sequence, now)

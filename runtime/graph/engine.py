@@ -18,12 +18,11 @@ from tersor.bundle.program import GraphProgram
 from tersor.runtime.config import EngineConfig
 from tersor.runtime.errors import (
     DeadlineError,
-    InternalError,
     OverloadedError,
     ServingError,
     ShuttingDownError,
 )
-from tersor.runtime.graph.failures import concerns_weights, run_error
+from tersor.runtime.failures import concerns_weights, run_failure
 from tersor.runtime.graph.inputs import check_inputs, signature
 from tersor.runtime.graph.queue import Outputs, Request, RequestQueue
 
@@ -273,13 +272,11 @@ class GraphEngine:
                 request.future.set_result(outputs)
 
     def _fail(self, requests: list[Request], cause: Exception) -> None:
-        errors = [run_error(self.name, cause) for _ in requests]
-        for request, error in zip(requests, errors, strict=True):
-            error.__cause__ = cause
-            self._observer.failed(error.reason)
-            request.future.set_exception(error)
-        if any(isinstance(error, InternalError) for error in errors):
-            _log.error("model %s: a run failed", self.name, exc_info=cause)
+        where = f"model {self.name}"
+        failure = run_failure(where, cause, when_full="send fewer rows", log=_log)
+        for request in requests:
+            self._observer.failed(failure.kind.reason)
+            request.future.set_exception(failure.error())
 
     def _compute(self, live: list[Request]) -> list[Outputs]:
         """One run over the requests' rows; each gets its rows of the outputs, as views."""

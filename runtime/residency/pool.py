@@ -20,7 +20,7 @@ import torch
 from tersor.bundle.phases import PhaseTimes
 from tersor.models.contracts import GroupWeights
 from tersor.runtime.errors import ConfigError, OutOfMemoryError, ServingError, ShuttingDownError
-from tersor.runtime.residency.failures import serving_error
+from tersor.runtime.failures import Failure, load_failure
 from tersor.runtime.residency.memory import DeviceMemory, HostCache, report
 from tersor.runtime.residency.prefetch import Prefetcher
 from tersor.runtime.residency.source import EncodedWeights, GroupSource
@@ -177,8 +177,7 @@ class Residency:
                 failures = slot.failures
                 self._changed.wait()
                 if slot.failures != failures and slot.failure is not None:
-                    cause = slot.failure
-                    raise serving_error(slot.model.name, slot.name, cause) from cause
+                    raise slot.failure.error()
             elif self._memory.reserve(slot, self._models.values(), ahead=False):
                 slot.move(GroupState.LOADING)
                 slot.model.position = slot.index
@@ -228,10 +227,12 @@ class Residency:
         try:
             encoded = self._fetch(slot, times)
             weights = encoded.load(self.device, times=times, cancelled=lambda: model.closed)
-        except BaseException as error:
-            self._fail(slot, error)
-            if isinstance(error, Exception):
-                raise serving_error(model.name, slot.name, error) from error
+        except Exception as error:
+            failure = load_failure(f"model {model.name}: group {slot.name}", error, _log)
+            self._fail(slot, failure)
+            raise failure.error() from error
+        except BaseException:
+            self._fail(slot, None)
             raise
         seconds = self._clock() - start
         fits = self._settle(slot, encoded, weights, ahead=ahead)
@@ -264,11 +265,11 @@ class Residency:
             self._wake()
             return fits
 
-    def _fail(self, slot: GroupSlot, error: BaseException) -> None:
+    def _fail(self, slot: GroupSlot, failure: Failure | None) -> None:
         """Ends a load that failed: whoever waits for it fails too, the next acquire tries again."""
         with self.lock:
             slot.failures += 1
-            slot.failure = error if isinstance(error, Exception) else None
+            slot.failure = failure
             self._memory.release(slot)
             self._host.drop(slot)  # the next try must not meet the same bytes
             report(slot.model)

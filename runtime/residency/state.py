@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from tersor.models.contracts import GroupWeights
 
 if TYPE_CHECKING:
+    from tersor.runtime.failures import Failure
     from tersor.runtime.residency.pool import Residency
     from tersor.runtime.residency.source import EncodedWeights, GroupSource
 
@@ -103,7 +104,7 @@ class GroupSlot:
         self.prefetched = False  # loaded ahead and not used yet
         self.wanted = False  # in the prefetch queue
         self.failures = 0  # loads that failed so far
-        self.failure: Exception | None = None  # why the last one did
+        self.failure: Failure | None = None  # why the last one did
 
     def move(self, state: GroupState) -> None:
         """The one place where the state changes."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -11,6 +10,7 @@ from typing import Final
 import grpc
 
 from tersor.runtime import errors
+from tersor.runtime.failures import incident
 
 RETRY_AFTER_KEY: Final = "retry-after-ms"  # trailing metadata of RESOURCE_EXHAUSTED
 
@@ -43,12 +43,8 @@ def status_of(error: BaseException, log: logging.Logger) -> RpcStatus:
         code = STATUS_CODES.get(kind)
         if code is not None:
             return RpcStatus(code=code, message=str(error), trailing=_retry_hint(error))
-    identity = secrets.token_hex(4)
-    log.error("internal error %s", identity, exc_info=error)
-    return RpcStatus(
-        code=grpc.StatusCode.INTERNAL,
-        message=f"Internal error {identity}: the server's log has the details under this id.",
-    )
+    message = incident("the request failed", error, log)
+    return RpcStatus(code=grpc.StatusCode.INTERNAL, message=message)
 
 
 def _retry_hint(error: BaseException) -> tuple[tuple[str, str], ...]:

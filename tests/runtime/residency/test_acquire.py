@@ -11,7 +11,7 @@ from fake_groups import FakeSource, MakeResidency, RecordingObserver, until
 
 from tersor.bundle.errors import BundleCorruptError
 from tersor.models.errors import WeightError
-from tersor.runtime.errors import ConfigError, ModelLoadError, ShuttingDownError
+from tersor.runtime.errors import ConfigError, InternalError, ModelLoadError, ShuttingDownError
 from tersor.runtime.residency import ModelWeights
 
 GROUPS = {f"g{i}": 100 for i in range(6)}
@@ -128,6 +128,34 @@ def test_a_failed_load_reaches_every_waiter_and_the_next_acquire_tries_again(
     source.failures.clear()
     use()
     assert residency.used_bytes == 100
+
+
+def test_a_defect_while_loading_is_internal_and_in_the_log(
+    make_residency: MakeResidency, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = FakeSource(GROUPS)
+    source.gates["g0"] = threading.Event()
+    source.failures["g0", "decode"] = AttributeError("'NoneType' object has no attribute 'secret'")
+    weights = make_residency(prefetch=0).add("m", source, RecordingObserver())
+
+    def use() -> None:
+        with weights.acquire("g0"):
+            pass
+
+    with ThreadPoolExecutor(4) as threads:
+        futures = [threads.submit(use) for _ in range(4)]
+        until(lambda: source.fetched["g0"] == 1)
+        time.sleep(0.01)
+        source.gates["g0"].set()
+        errors = [future.exception(timeout=20) for future in futures]
+    assert all(isinstance(error, InternalError) for error in errors)
+    assert len({id(error) for error in errors}) == 4
+    for error in errors:
+        assert "group g0: the load failed with AttributeError" in str(error)
+        assert "secret" not in str(error)
+        assert str(error).split(":")[0].removeprefix("Internal error ") in caplog.text
+    assert "has no attribute 'secret'" in caplog.text  # the log has what the client does not
+    assert caplog.text.count("Traceback") == source.fetched["g0"]  # once a load, not once a waiter
 
 
 def test_a_failed_prefetch_is_tried_again_by_the_use(make_residency: MakeResidency) -> None:
