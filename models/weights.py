@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tersor.bundle.errors import BundleError
+from tersor.bundle.errors import BundleError, BundleLimitError
 from tersor.bundle.manifest import Manifest, TensorEntry
+from tersor.bundle.phases import PhaseTimes, measured
 from tersor.bundle.program import UNUSED_GROUP
 from tersor.kernels.errors import LayoutError
 from tersor.kernels.layout import Layout, layouts
@@ -25,7 +26,6 @@ from tersor.models.contracts import GroupWeights, WeightSource
 from tersor.models.errors import WeightError
 
 if TYPE_CHECKING:
-    from tersor.bundle.phases import PhaseTimes
     from tersor.bundle.reader import BundleReader, EncodedPlane
 
 Cancelled = Callable[[], bool]
@@ -82,13 +82,14 @@ def load_group(
         reader: the open bundle.
         group: a group name of its manifest.
         device: where the layouts become resident.
-        times: seconds are added by phase: `read`, `verify`, `decode` and `repack` (which includes
-            the transfer).
+        times: seconds are added by phase: `read`, `verify`, `decode`, `transfer` (to a device other
+            than the CPU) and `repack`.
         cancelled: polled between chunks; when it answers True, BundleCancelledError is raised.
 
     Raises:
         WeightError: unknown group, or a tensor whose planes do not make its layout.
-        BundleError: the bundle cannot be read, is damaged, or the read was cancelled.
+        BundleError: the bundle cannot be read, is damaged, or the read was cancelled;
+            BundleLimitError: a tensor does not fit into memory.
     """
     weights: dict[str, Layout] = {}
     for entry in _entries(reader.manifest, group):
@@ -156,7 +157,8 @@ class EncodedGroup:
 
         Raises:
             WeightError: planes do not make their layout.
-            BundleError: the stored bytes do not decode, or the load was cancelled.
+            BundleError: the stored bytes do not decode, or the load was cancelled;
+                BundleLimitError: a tensor does not fit into memory.
         """
         weights: dict[str, Layout] = {}
         for tensor in self.tensors:
@@ -288,17 +290,42 @@ def _pack(
     device: torch.device,
     times: PhaseTimes | None,
 ) -> Layout:
-    with nullcontext() if times is None else times.measure("repack"):
-        tensors = {
-            plane.name: _as_tensor(planes[plane.name], torch_dtype(plane.dtype))
-            for plane in entry.planes
-        }
-        try:
-            return layouts()[entry.layout].from_planes(
-                tensors, entry.shape, torch_dtype(entry.dtype), entry.params, device
-            )
-        except LayoutError as error:
-            raise WeightError(f"tensor {entry.name!r}: {error}") from error
+    tensors = {
+        plane.name: _as_tensor(planes[plane.name], torch_dtype(plane.dtype))
+        for plane in entry.planes
+    }
+    with _memory_for(entry, device):
+        if device.type != "cpu":
+            with measured(times, "transfer"):
+                tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+        with measured(times, "repack"):
+            try:
+                layout = layouts()[entry.layout].from_planes(
+                    tensors, entry.shape, torch_dtype(entry.dtype), entry.params, device
+                )
+            except LayoutError as error:
+                raise WeightError(f"tensor {entry.name!r}: {error}") from error
+            if device.type == "cuda":
+                # Or the kernels that pack would be waited for, and timed, in the next transfer.
+                torch.cuda.current_stream(device).synchronize()
+    return layout
+
+
+@contextmanager
+def _memory_for(entry: TensorEntry, device: torch.device) -> Iterator[None]:
+    """Names the tensor that does not fit, whatever an allocator raises."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        full = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        # torch's allocator of host memory raises a RuntimeError like any other.
+        if not full and "can't allocate memory" not in str(error):
+            raise
+        declared = sum(plane.raw_bytes for plane in entry.planes)
+        raise BundleLimitError(
+            f"tensor {entry.name!r} declares {declared} bytes in memory, more than could be "
+            f"allocated on {device}; free memory, or use a machine that has more"
+        ) from error
 
 
 def _as_tensor(array: np.ndarray, dtype: torch.dtype) -> Tensor:

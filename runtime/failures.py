@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tersor.bundle.errors import BundleCancelledError, BundleError
+from tersor.bundle.errors import BundleCancelledError, BundleError, BundleLimitError
 from tersor.kernels.errors import LayoutError
 from tersor.models.errors import InvalidInputError, WeightError
 from tersor.runtime.errors import (
@@ -82,7 +82,7 @@ def load_failure(where: str, cause: Exception, log: logging.Logger) -> Failure:
     if isinstance(cause, ShuttingDownError | BundleCancelledError):
         kind: type[ServingError] = ShuttingDownError
         message = f"{where} was not loaded: the model is being unloaded"
-    elif isinstance(cause, torch.OutOfMemoryError | MemoryError):
+    elif isinstance(cause, torch.OutOfMemoryError | MemoryError | BundleLimitError):
         kind = OutOfMemoryError
         message = (
             f"{where} does not fit into the memory that is free; lower the memory budget "
