@@ -43,7 +43,7 @@ class GroupSource(Protocol):
         ...
 
     def estimated_bytes(self, group: str) -> int:
-        """Device memory that `group` will take, as well as it is known before loading."""
+        """Device memory that a load of `group` takes, as well as it is known before."""
         ...
 
     def stored_bytes(self, group: str) -> int:
@@ -113,7 +113,11 @@ class BundleGroups:
         return tuple(self._tensors)
 
     def estimated_bytes(self, group: str) -> int:
-        return sum(self._resident_bytes(entry) for entry in self._tensors[group])
+        entries = self._tensors[group]
+        resident = sum(self._resident_bytes(entry) for entry in entries)
+        # A tensor is packed where it becomes resident, from planes of one symbol a byte or more.
+        unpacked = max(sum(plane.raw_bytes for plane in entry.planes) for entry in entries)
+        return max(resident, unpacked)
 
     def stored_bytes(self, group: str) -> int:
         return sum(p.stored_bytes for entry in self._tensors[group] for p in entry.planes)
