@@ -194,9 +194,14 @@ def test_the_streams_deadline_cancels_its_requests(
     served: RunningServer, decoder: FakeDecoderEngine
 ) -> None:
     decoder.step_seconds = 0.005
-    with pytest.raises(grpc.RpcError) as error:
-        list(served.inference.ModelStreamInfer(iter([streamed("p", tokens=10_000)]), timeout=0.2))
-    assert error.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    responses = served.inference.ModelStreamInfer(iter([streamed("p", tokens=10_000)]), timeout=0.2)
+    messages = []
+    try:
+        messages += [response.error_message for response in responses]
+    except grpc.RpcError:
+        assert responses.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    else:  # where the client's own timer comes late, the engine's word is first
+        assert "deadline" in messages[-1]
     assert decoder.requests[0].deadline is not None
     start = time.monotonic()
     decoder.close()  # joins the request's thread: cancelled, or past its deadline by itself
