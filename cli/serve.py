@@ -25,7 +25,9 @@ def serve(
     activations: ActivationsOption = "auto",
     memory_budget: Annotated[
         str | None,
-        typer.Option(help="Most memory for resident weights, e.g. 20GiB. Default: no limit."),
+        typer.Option(
+            help="Most memory for resident weights, e.g. 20GiB. Default: 80 % of the device's memory."
+        ),
     ] = None,
     host_cache: Annotated[
         str, typer.Option(help="Host memory that keeps evicted weights compressed, e.g. 4GiB.")

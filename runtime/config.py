@@ -98,7 +98,8 @@ class ServerConfig:
     models: tuple[Path, ...]  # bundles, or folders of bundles
     device: str = "cpu"
     activations: Activations = "auto"
-    memory_budget_bytes: int | None = None  # resident weights over all models; None: no limit
+    # Resident weights over all models; None: 80 % of the memory that the device has.
+    memory_budget_bytes: int | None = None
     host_cache_bytes: int = 0  # compressed groups kept in host memory for a fast return; 0: none
     prefetch_groups: int = 2  # how many groups a load runs ahead of the computation; 0: none
     host: str = "0.0.0.0"  # noqa: S104 - a server in a container listens on every interface

@@ -16,6 +16,7 @@ from tersor.models.activations import resolve_activations
 from tersor.runtime.config import ServerConfig, format_bytes
 from tersor.runtime.errors import ConfigError, UnknownModelError
 from tersor.runtime.host.discovery import find_bundles
+from tersor.runtime.host.machine import default_memory_budget
 from tersor.runtime.host.opening import Opener
 from tersor.runtime.host.served import ServedModel
 from tersor.runtime.host.warmup import warm_up
@@ -55,10 +56,13 @@ class ModelHost:
         """
         paths = find_bundles(config.models)
         device = _device(config)
+        budget = config.memory_budget_bytes
+        if budget is None:
+            budget = default_memory_budget(device)
         self._metrics = metrics
         self._residency = Residency(
             device=device,
-            budget_bytes=config.memory_budget_bytes,
+            budget_bytes=budget,
             host_budget_bytes=config.host_cache_bytes,
             prefetch_groups=config.prefetch_groups,
         )
@@ -72,7 +76,7 @@ class ModelHost:
             activations=resolve_activations(config.activations, device),
             clock=clock,
         )
-        _describe_process(metrics, config, device)
+        _describe_process(metrics, device, budget)
         try:
             self._open_all(opener, paths)
         except BaseException:
@@ -138,14 +142,14 @@ class ModelHost:
             )
 
 
-def _describe_process(metrics: Metrics, config: ServerConfig, device: torch.device) -> None:
+def _describe_process(metrics: Metrics, device: torch.device, budget: int | None) -> None:
     metrics.process(
         version=distribution_version("tersor"),
         torch=torch.__version__,
         device=str(device),
         start=time.time(),
     )
-    metrics.memory_budget(config.memory_budget_bytes)
+    metrics.memory_budget(budget)
 
 
 def _device(config: ServerConfig) -> torch.device:

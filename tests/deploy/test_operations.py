@@ -84,7 +84,7 @@ def test_memory_options_have_the_documented_defaults() -> None:
     table = rows("option")
     engine = DEFAULTS.engine
     assert DEFAULTS.memory_budget_bytes is None
-    assert table["--memory-budget"][0] == "no limit"
+    assert table["--memory-budget"][0] == "80 % of the device's memory"
     assert parse_bytes(table["--kv-cache"][0]) == engine.kv_cache_bytes
     assert int(table["--host-cache"][0]) == DEFAULTS.host_cache_bytes
 

@@ -29,6 +29,7 @@ from tersor.runtime.errors import (
     UnknownModelError,
 )
 from tersor.runtime.host import ModelHost, ServedDecoder
+from tersor.runtime.host.machine import host_memory_bytes
 from tersor.runtime.metrics import Metrics
 
 ENGINE = EngineConfig(kv_cache_bytes=4 << 20)
@@ -192,10 +193,25 @@ def test_models_share_one_budget_and_keep_their_text(
 
 
 def test_a_budget_that_can_never_hold_a_group_fails_the_request(
-    make_host: MakeHost, pico: Path
+    make_host: MakeHost, pico: Path, registry: CollectorRegistry
 ) -> None:
     host = make_host(pico, memory_budget_bytes=10_000)
     with pytest.raises(OutOfMemoryError, match=r"embedding needs .* budget of 10000 bytes"):
+        generate(host, "pico")
+    assert value(registry, "weight_bytes_read_total", model="pico") == 0
+
+
+def test_the_default_budget_is_most_of_what_the_machine_has(
+    make_host: MakeHost, pico: Path, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_host(pico).close()
+    total = host_memory_bytes()
+    assert total is not None
+    assert value(registry, "memory_budget_bytes") == total * 4 // 5
+    monkeypatch.setattr("tersor.runtime.host.host.default_memory_budget", lambda _: 12_345)
+    host = make_host(pico)
+    assert value(registry, "memory_budget_bytes") == 12_345
+    with pytest.raises(OutOfMemoryError, match="budget of 12345 bytes"):
         generate(host, "pico")
 
 
