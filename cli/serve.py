@@ -26,7 +26,8 @@ def serve(
     memory_budget: Annotated[
         str | None,
         typer.Option(
-            help="Most memory for resident weights, e.g. 20GiB. Default: 80 % of the device's memory."
+            help="Most memory for resident weights, e.g. 20GiB. "
+            "Default: 80 % of the device's memory."
         ),
     ] = None,
     host_cache: Annotated[

@@ -15,7 +15,8 @@ def find_bundles(paths: Sequence[Path]) -> dict[str, Path]:
     """Name -> bundle, in the order given; a folder stands for the bundles in it, by name.
 
     Raises:
-        ModelLoadError: no such path, a folder without a bundle, or two bundles of one name.
+        ModelLoadError: no such path, one that cannot be read, a folder without a bundle, or two
+            bundles of one name.
     """
     if not paths:
         raise ModelLoadError(
@@ -23,7 +24,11 @@ def find_bundles(paths: Sequence[Path]) -> dict[str, Path]:
         )
     found: dict[str, Path] = {}
     for path in paths:
-        for file in _files(path):
+        try:
+            files = _files(path)
+        except OSError as error:
+            raise ModelLoadError(f"{path}: {error.strerror or error}") from error
+        for file in files:
             name = file.stem
             if name in found:
                 raise ModelLoadError(

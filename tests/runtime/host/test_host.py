@@ -260,6 +260,11 @@ def test_wrong_paths_say_what_is_wrong(make_host: MakeHost, pico: Path, tmp_path
         make_host(tmp_path / "nowhere.tersor")
     with pytest.raises(ModelLoadError, match=r"the folder holds no bundle \(\*\.tersor\)"):
         make_host(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(ModelLoadError, match="loop: there is no such file or folder"):
+        make_host(tmp_path / "loop")
+    with pytest.raises(ModelLoadError, match="x: File name too long"):
+        make_host(tmp_path / ("x" * 300))
     with pytest.raises(ModelLoadError, match="at least one bundle"):
         make_host()
     copy = tmp_path / "pico.tersor"
