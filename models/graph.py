@@ -8,6 +8,7 @@ about a microsecond of Python, 0.2 ms for a six-layer encoder.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -27,12 +28,13 @@ from tersor.models.errors import (
 )
 from tersor.models.graph_ir import Graph, TensorType, Weight
 from tersor.models.graph_json import parse_graph
+from tersor.models.graph_memory import LIVE_BYTES_PER_BYTE_READ, MIN_LIVE_BYTES, Memory
 from tersor.models.graph_plan import Plan, Step, WeightFetch, build_plan
 from tersor.models.weights import WeightShapes, dtype_name
 
 # What torch's operators and the layouts raise for operands that do not fit.
 _OPERATOR_ERRORS = (
-    ArithmeticError, AttributeError, IndexError, MemoryError, RuntimeError, TypeError, ValueError,
+    ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError,
 )  # fmt: skip
 
 
@@ -64,6 +66,7 @@ class GraphModel:
         }
         self._ranges = graph.ranges
         self._weights = tuple(graph.weights.values())
+        self._weight_bytes = sum(math.prod(w.shape) * w.dtype.itemsize for w in self._weights)
         self._plan: Plan = build_plan(graph, device, linear=_linear, embedding=_embedding)
 
     @property
@@ -88,19 +91,23 @@ class GraphModel:
                 index lies outside the table it looks up.
             WeightError: a weight is missing, mis-shaped or of another dtype than the graph's.
             BundleError: a group could not be loaded.
-            ProgramFailedError: an operator failed.
+            ProgramFailedError: an operator failed, or asked for more memory than a run may take.
         """
         slots: list[Any] = [None] * self._plan.slots
-        for slot, tensor in zip(self._plan.inputs, self._bind(inputs), strict=True):
+        bound = self._bind(inputs)
+        for slot, tensor in zip(self._plan.inputs, bound, strict=True):
             slots[slot] = tensor
+        read = self._weight_bytes + sum(tensor.nbytes for tensor in bound)
+        memory = Memory(len(slots), max(MIN_LIVE_BYTES, LIVE_BYTES_PER_BYTE_READ * read))
         held: dict[str, tuple[ExitStack, GroupWeights]] = {}
         try:
             for step in self._plan.steps:
                 for fetch in step.fetches:
                     slots[fetch.slot] = self._fetch(fetch, held)
-                _execute(step, slots)
+                _execute(step, slots, memory)
                 for slot in step.dead:
                     slots[slot] = None
+                    memory.release(slot)
                 for group in step.released:
                     held.pop(group)[0].close()
             for fetch in self._plan.returned_weights:
@@ -171,13 +178,17 @@ def _checked(weight: Weight, layout: Layout | None) -> Layout:
     return layout
 
 
-def _execute(step: Step, slots: list[Any]) -> None:
+def _execute(step: Step, slots: list[Any], memory: Memory) -> None:
     values = list(step.values)
     for position, slot in step.reads:
         values[position] = slots[slot]
     for position, items in step.list_reads:
         values[position] = [slots[item] if is_slot else item for is_slot, item in items]
     try:
+        if step.guard is not None:
+            step.guard(dict(zip(step.names, values, strict=True)))
+        if step.elements is not None:
+            memory.check(step.elements(values))
         if step.keywords:
             count = len(values) - len(step.keywords)
             keywords = dict(zip(step.keywords, values[count:], strict=True))
@@ -186,10 +197,13 @@ def _execute(step: Step, slots: list[Any]) -> None:
             result = step.function(*values)
         if step.result is not None:
             slots[step.result] = result
+            if isinstance(result, Tensor):
+                memory.hold(step.result, result.nbytes)
             return
         for target, item in zip(step.results, result, strict=True):
             if target is not None:
                 slots[target] = item
+                memory.hold(target, item.nbytes)
     except _OPERATOR_ERRORS as error:
         reason = str(error).partition("\n")[0]
         raise ProgramFailedError(f"operator {step.target} failed: {reason}") from error

@@ -34,6 +34,12 @@ _MEMORY_FORMATS: Mapping[int, torch.memory_format] = {
     4: torch.preserve_format,
 }
 _LAYOUTS: Mapping[int, torch.layout] = {7: torch.strided}
+# Operands that are numbers to the dispatcher, by the name of their type in a schema.
+_ENUMERATIONS: Mapping[str, type] = {
+    "ScalarType": torch.dtype,
+    "Layout": torch.layout,
+    "MemoryFormat": torch.memory_format,
+}
 _FLOATS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 _NODE_KEYS = {"target", "inputs", "outputs"}
 _IGNORED_NODE_KEYS = {"metadata", "name", "is_hop_single_tensor_return"}
@@ -135,9 +141,18 @@ def _checked_arguments(
                 raise refuse(f"{target} lacks its operand {name!r}")
             gap = True
             continue
+        _check_enumeration(declared, given[name], target)
         keyword = gap or declared.kwarg_only
         arguments.append(Argument(name=name, value=given[name], keyword=keyword))
     return tuple(arguments)
+
+
+def _check_enumeration(declared: Any, value: Value, target: str) -> None:
+    """Refuses numbers for dtypes and the like: torch takes them, and reads tables by them."""
+    kind = str(declared.real_type)
+    for name, allowed in _ENUMERATIONS.items():
+        if name in kind and not (value is None or isinstance(value, allowed)):
+            raise refuse(f"operand {declared.name!r} of {target} must be a {allowed.__name__}")
 
 
 def _check_results(

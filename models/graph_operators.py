@@ -2,8 +2,10 @@
 
 Only operators that compute new values from their operands are listed. Left out on purpose:
 everything that writes to an operand (weights are shared by all requests), draws random numbers,
-returns memory it did not write (`empty`), reinterprets storage (`as_strided`), or touches files,
-devices and processes. An operator that is missing here is one line away once a real model needs it.
+returns memory it did not write (`empty`), reinterprets storage (`as_strided` and its variants), or
+touches files, devices and processes. Of those listed, some trust their operands: `graph_guards.py`
+checks what they do not. An operator that is missing here is one line away once a real model needs
+it; fuzz it behind guard pages first, for torch's own checks are made for honest callers.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from tersor.models.errors import UnsupportedProgramError
 
 ScalarFunction = Callable[..., int | float | bool]
 
-_ATEN = frozenset(
+# Results have the shape that all operands broadcast to.
+ELEMENTWISE = frozenset(
     # arithmetic
     """
     abs absolute acos acosh add addcdiv addcmul asin asinh atan atan2 atanh ceil clamp clamp_max
@@ -36,18 +39,21 @@ _ATEN = frozenset(
     isfinite isin isinf isnan isneginf isposinf le less less_equal logical_and logical_not
     logical_or logical_xor lt ne not_equal where
     """.split()  # noqa: SIM905
+    + ["cosine_similarity", "cross", "linalg_cross", "masked_fill", "pairwise_distance"]
+)
+
+_ATEN = ELEMENTWISE | frozenset(
     # reductions, sorting, scans
-    + """
+    """
     all amax amin aminmax any argmax argmin argsort bucketize count_nonzero cummax cummin
-    cumprod cumsum diff frobenius_norm kthvalue linalg_norm linalg_vector_norm log_softmax
-    logcumsumexp logsumexp max mean median min msort nanmean nansum norm prod searchsorted
+    cumprod cumsum diff frobenius_norm linalg_norm linalg_vector_norm log_softmax
+    logcumsumexp logsumexp max mean min msort nanmean nansum norm prod searchsorted
     softmax sort std std_mean sum topk var var_mean _softmax _log_softmax _safe_softmax
     """.split()  # noqa: SIM905
     # linear algebra
     + """
-    addbmm addmm addmv baddbmm bilinear bmm cdist chain_matmul cosine_similarity cross dot
-    einsum inner kron linalg_cross linalg_matmul linear matmul mm mv outer pairwise_distance
-    tensordot trace vdot _euclidean_dist
+    addbmm addmm addmv baddbmm bilinear bmm cdist dot einsum inner kron linalg_matmul linear
+    matmul mm mv outer tensordot trace vdot _euclidean_dist
     """.split()  # noqa: SIM905
     # layers and activations
     + """
@@ -65,10 +71,10 @@ _ATEN = frozenset(
     """.split()  # noqa: SIM905
     # shapes, views, indexing
     + """
-    _reshape_alias _unsafe_view adjoint alias broadcast_tensors broadcast_to cat chunk clone
+    _unsafe_view adjoint alias broadcast_tensors broadcast_to cat chunk clone
     column_stack concat concatenate constant_pad_nd contiguous detach diag_embed diagonal diff
     dstack expand expand_as flatten flip fliplr flipud gather hstack im2col index index_add
-    index_copy index_fill index_put index_select lift_fresh_copy mT masked_fill masked_scatter
+    index_copy index_fill index_put index_select lift_fresh_copy mT masked_scatter
     meshgrid moveaxis movedim narrow numpy_T pad permute ravel reflection_pad1d reflection_pad2d
     repeat repeat_interleave replication_pad1d replication_pad2d reshape roll rot90 scatter
     scatter_add scatter_reduce select select_scatter slice slice_scatter split split_with_sizes
@@ -92,7 +98,17 @@ _SIZED = frozenset(
     """.split()  # noqa: SIM905
 )
 # Overloads that allocate what the values of their tensors say: a request could ask for terabytes.
-_DATA_SIZED = frozenset(("repeat_interleave.Tensor", "repeat_interleave.self_Tensor"))
+_DATA_SIZED = frozenset(
+    (
+        "repeat_interleave.Tensor",
+        "repeat_interleave.self_Tensor",
+        "tensor_split.tensor_indices_or_sections",
+    )
+)
+# Overloads that trust numbers in their tensors, or take what no exporter writes.
+_TRUSTING = frozenset(("einsum.sublist", "gru.data", "lstm.data", "rnn_relu.data", "rnn_tanh.data"))
+# The only operators that return a number instead of tensors.
+_SIZES = frozenset(("sym_numel", "sym_size"))
 MAX_LITERAL_ELEMENTS = 1 << 31
 
 # Arithmetic on sizes. No powers and no shifts: repeated, they grow without bound.
@@ -173,7 +189,7 @@ def tensor_operator(target: str) -> Any:
     """
     parts = target.split(".")
     name = parts[3] if len(parts) == 5 and parts[:3] == ["torch", "ops", "aten"] else ""
-    if name not in _ATEN or ".".join(parts[3:]) in _DATA_SIZED:
+    if name not in _ATEN or ".".join(parts[3:]) in _DATA_SIZED | _TRUSTING:
         if name.endswith("_") and name[:-1] in _ATEN:
             raise _writes(target)
         raise UnsupportedProgramError(
@@ -185,9 +201,27 @@ def tensor_operator(target: str) -> Any:
             f"the graph calls {target!r}, which torch {torch.__version__} does not have"
         )
     overload = getattr(packet, parts[4])
-    if overload._schema.is_mutable:  # noqa: SLF001 - the only place where an operator says so
+    schema = overload._schema  # noqa: SLF001 - the only place where an operator says what it is
+    if schema.is_mutable:
         raise _writes(target)
+    if not _computes_tensors(schema, name, parts[4]):
+        raise UnsupportedProgramError(
+            f"the graph calls {target!r}, an overload for scripts rather than for tensors"
+        )
     return overload
+
+
+def _computes_tensors(schema: Any, name: str, overload: str) -> bool:
+    """Tells torch's operators from what it adds to their names for scripts.
+
+    Those take numbers, strings and lists, and check nothing: the remainder of a division by zero
+    is the end of the process.
+    """
+    if overload.startswith("prim_") or overload.endswith("hacked_twin"):
+        return False
+    if name in _SIZES:
+        return True
+    return all(str(result.type) in {"Tensor", "List[Tensor]"} for result in schema.returns)
 
 
 def _writes(target: str) -> UnsupportedProgramError:

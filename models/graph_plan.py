@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 
+from tersor.models.graph_guards import Guard, guard_of
 from tersor.models.graph_ir import DeviceOfModel, Graph, Item, Node, Ref, Value, Weight
 from tersor.models.graph_operators import EMBEDDING, LINEAR
+from tersor.models.graph_sizes import Elements, broadcast_elements, elements_of
 
 ListItem = tuple[bool, Any]  # (True, slot) or (False, literal)
 
@@ -38,6 +40,9 @@ class Step:
     fetches: tuple[WeightFetch, ...]
     dead: tuple[int, ...]  # slots nothing reads after this step
     released: tuple[str, ...]  # groups nothing reads after this step
+    names: tuple[str, ...]  # of all operands
+    guard: Guard | None  # called with the operands by name, before the call
+    elements: Elements | None  # bounds the result before the call
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +165,11 @@ class _Planner:
         groups = {
             self._graph.weights[name].group for name, _ in keys if name in self._graph.weights
         }
+        tensors = len(reads) + sum(len(items) for _, items in list_reads)
+        names = tuple(argument.name for argument in node.arguments)
+        elements = elements_of(node.target, names)
+        if elements is broadcast_elements and tensors < 2:
+            elements = None
         return Step(
             target=node.target,
             function=function,
@@ -174,6 +184,9 @@ class _Planner:
             released=tuple(
                 group for group in sorted(groups) if self._last_use_of_group[group] == index
             ),
+            names=names,
+            guard=None if layout is not None else guard_of(node.target),
+            elements=elements,
         )
 
     def _literal(self, value: Value) -> Any:
