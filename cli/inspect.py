@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json as json_module
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
@@ -166,8 +167,10 @@ def _codecs(tensor: TensorEntry) -> str:
 
 
 def _manifest_json(manifest: Manifest, file_bytes: int) -> dict[str, Any]:
-    document: dict[str, Any] = to_json(manifest)
-    return {"file_bytes": file_bytes, **document}
+    """The manifest as the file has it, so that shared planes are told once."""
+    from tersor.bundle.manifest_json import manifest_to_json
+
+    return {"file_bytes": file_bytes, **json_module.loads(manifest_to_json(manifest))}
 
 
 def _verify_json(report: Any) -> dict[str, Any]:
