@@ -3,7 +3,7 @@
 ModelError
 ├── UnsupportedProgramError  a program this build cannot run (unknown operator, schema, family)
 ├── WeightError              a weight the program needs is missing, unknown or mis-shaped
-├── TokenizerError           a tokenizer that cannot be read, or ids it does not know
+├── TokenizerError           a tokenizer that cannot be read, or fails on a text or on ids
 ├── InvalidInputError        an input tensor is missing, unknown, or of the wrong dtype or shape
 └── ProgramFailedError       the program failed while it ran on valid inputs
 """
@@ -22,7 +22,7 @@ class WeightError(ModelError):
 
 
 class TokenizerError(ModelError):
-    """The tokenizer cannot be read, or an id is outside its vocabulary."""
+    """The tokenizer cannot be read, or fails on a text or on ids."""
 
 
 class InvalidInputError(ModelError):

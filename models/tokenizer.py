@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import tokenizers
 
@@ -12,6 +13,25 @@ _REPLACEMENT = "\ufffd"  # what a decoder prints for bytes that are no character
 _MAX_UNFINISHED_BYTES = 3  # a UTF-8 character has at most 4
 _MAX_WINDOW_TOKENS = 24  # decoded for every token; only broken bytes ever fill it
 _PROMPT_WINDOWS = (6, 12, 24)  # tokens of the prompt a stream starts from
+
+
+@contextmanager
+def _typed(what: str) -> Iterator[None]:
+    """Turns what the library raises into TokenizerError.
+
+    A panic inside it is a BaseException, so that no handler takes it for an ordinary error. A file
+    can bring one about (regular expressions that give up, prefixes longer than their tokens, maps
+    that do not parse), and none of them leaves the tokenizer broken.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise TokenizerError(f"{what}: {error}") from error
+    except BaseException as error:
+        kind = type(error)
+        if (kind.__module__, kind.__name__) != ("pyo3_runtime", "PanicException"):
+            raise  # the end of the process, or of a coroutine
+        raise TokenizerError(f"{what}: its library panicked: {error}") from error
 
 
 class Tokenizer:
@@ -33,32 +53,37 @@ class Tokenizer:
         Raises:
             TokenizerError: the bytes are not one that this version of `tokenizers` reads.
         """
-        try:
+        with _typed("tokenizer.json cannot be read"):
             return cls(tokenizers.Tokenizer.from_buffer(tokenizer_json))
-        except Exception as error:
-            raise TokenizerError(f"tokenizer.json cannot be read: {error}") from error
 
     def encode(self, text: str, *, special_tokens: bool) -> list[int]:
-        """Token ids of `text`; `special_tokens` adds those its post-processor would add."""
-        ids: list[int] = self._backend.encode(text, add_special_tokens=special_tokens).ids
-        return ids
+        """Token ids of `text`; `special_tokens` adds those its post-processor would add.
+
+        Raises:
+            TokenizerError: the tokenizer fails on this text.
+        """
+        return self.encode_types(text, special_tokens=special_tokens)[0]
 
     def encode_types(self, text: str, *, special_tokens: bool) -> tuple[list[int], list[int]]:
-        """Token ids of `text` and the type (segment) id of each."""
-        encoding = self._backend.encode(text, add_special_tokens=special_tokens)
-        return encoding.ids, encoding.type_ids
+        """Token ids of `text` and the type (segment) id of each.
+
+        Raises:
+            TokenizerError: the tokenizer fails on this text.
+        """
+        with _typed("the tokenizer cannot encode the text"):
+            encoding = self._backend.encode(text, add_special_tokens=special_tokens)
+            return encoding.ids, encoding.type_ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:  # noqa: FBT001, FBT002 - the name the field gives it
         """Text of `ids`.
 
         Raises:
-            TokenizerError: an id is negative or does not fit 32 bits.
+            TokenizerError: an id is negative or does not fit 32 bits, or the tokenizer fails on
+                these.
         """
-        try:
+        with _typed("the tokenizer cannot decode the ids, which must be integers from 0 up"):
             text: str = self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
-        except (OverflowError, TypeError) as error:
-            raise TokenizerError(f"token ids must be integers from 0 up: {error}") from error
-        return text
+            return text
 
     def token(self, token_id: int) -> str | None:
         """The vocabulary's entry for an id, in the vocabulary's own spelling; None if unused."""

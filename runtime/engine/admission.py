@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tersor.bundle.program import DecoderProgram
+from tersor.models.errors import TokenizerError
 from tersor.models.tokenizer import StreamDecoder, Tokenizer
 from tersor.runtime.engine.answer import Answer
 from tersor.runtime.engine.cache import PagedCache
@@ -65,7 +66,7 @@ class Admission:
             ),
             answer=Answer(
                 sampling,
-                StreamDecoder(self._tokenizer, prompt=prompt),
+                self._stream(prompt),
                 max_tokens=max_tokens,
                 stop_ids=stop_ids,
             ),
@@ -84,7 +85,7 @@ class Admission:
                 )
             bos = self._program.bos_token_id
             tokens = [] if bos is None else [bos]
-            tokens += self._tokenizer.encode(prompt, special_tokens=False)
+            tokens += self._encoded(prompt)
             self._check_tokenizer(tokens)
         else:
             tokens = list(prompt)
@@ -97,6 +98,18 @@ class Admission:
                 "it and at least one token of the answer; shorten it"
             )
         return tokens
+
+    def _encoded(self, prompt: str) -> list[int]:
+        try:
+            return self._tokenizer.encode(prompt, special_tokens=False)
+        except TokenizerError as error:
+            raise InvalidRequestError(f"the prompt makes no tokens: {error}") from error
+
+    def _stream(self, prompt: list[int]) -> StreamDecoder:
+        try:
+            return StreamDecoder(self._tokenizer, prompt=prompt)
+        except TokenizerError as error:
+            raise InvalidRequestError(f"the prompt's tokens make no text: {error}") from error
 
     def _check_tokenizer(self, tokens: list[int]) -> None:
         """A bundle's tokenizer may know more tokens than its model has embeddings."""

@@ -8,6 +8,7 @@ from typing import Final
 
 from torch import Tensor
 
+from tersor.models.errors import TokenizerError
 from tersor.runtime.engine.answer import Ending
 from tersor.runtime.engine.estimate import Rates
 from tersor.runtime.engine.observer import EngineObserver
@@ -154,7 +155,11 @@ class Stepper:
                 continue
             sequence.tokens.append(outcome.token_id)
             self._time_token(sequence, now)
-            ending = sequence.answer.push(outcome)
+            try:
+                ending = sequence.answer.push(outcome)
+            except TokenizerError as cause:  # of these tokens; the neighbours' may be fine
+                self.fail(sequence, InternalError(f"model {self._name}: {cause}"))
+                continue
             delta = sequence.answer.take(everything=ending is not None)
             if delta is not None and not self._tell(sequence, delta):
                 continue

@@ -151,5 +151,5 @@ def test_unreadable_tokenizers_are_typed_errors(source: bytes) -> None:
 
 
 def test_impossible_ids_are_typed_errors() -> None:
-    with pytest.raises(TokenizerError, match="token ids must be integers"):
+    with pytest.raises(TokenizerError, match="must be integers from 0 up"):
         byte_level().decode([-1])

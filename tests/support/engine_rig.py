@@ -15,6 +15,7 @@ from tersor.bundle.program import DecoderProgram
 from tersor.kernels.dense import DenseLayout
 from tersor.models.contracts import AttentionState
 from tersor.models.decoder import DecoderModel, decoder_weights
+from tersor.models.tokenizer import Tokenizer
 from tersor.models.weights import ResidentWeights
 from tersor.runtime.config import EngineConfig
 from tersor.runtime.engine import (
@@ -263,6 +264,7 @@ def make_rig(
     threaded: bool = False,
     clock: FakeClock | None = None,
     load_seconds: Callable[[], float] = lambda: 0.0,
+    tokenizer: Tokenizer | None = None,
 ) -> Rig:
     """An engine over `model` (random by default), stepped by the test unless `threaded`."""
     program = program or tiny_program()
@@ -272,7 +274,7 @@ def make_rig(
         name="tiny",
         program=program,
         model=model or tiny_model(program),
-        tokenizer=byte_tokenizer(),
+        tokenizer=tokenizer or byte_tokenizer(),
         defaults=SamplingParams(),
         config=config,
         metrics=metrics,

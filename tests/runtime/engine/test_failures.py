@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from engine_rig import SMALL, Rig, ScriptedModel, make_rig
-from tiny_tokenizer import ids_of
+from tiny_tokenizer import byte_tokenizer, ids_of
 
 from tersor.bundle.errors import BundleCorruptError
-from tersor.models.errors import WeightError
+from tersor.models.errors import TokenizerError, WeightError
+from tersor.models.tokenizer import Tokenizer
 from tersor.runtime.engine import Event, TextDelta
 from tersor.runtime.errors import (
     CancelledRequestError,
     DeadlineError,
     InternalError,
+    InvalidRequestError,
     ModelLoadError,
     OutOfMemoryError,
     OverloadedError,
@@ -245,6 +248,37 @@ def test_one_poisoned_sequence_of_a_batch() -> None:
     assert isinstance(sinks[1].error, InternalError)
     assert len(sinks[2].token_ids) == 6
     _assert_idle(rig)
+
+
+class _Choking(Tokenizer):
+    """Fails on texts and on tokens with an x in them."""
+
+    def encode_types(self, text: str, *, special_tokens: bool) -> tuple[list[int], list[int]]:
+        if "x" in text:
+            raise TokenizerError("no x")
+        return super().encode_types(text, special_tokens=special_tokens)
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        if ids_of("x")[0] in ids:
+            raise TokenizerError("no x")
+        return super().decode(ids, skip_special_tokens)
+
+
+def test_a_tokenizer_that_fails_ends_only_the_requests_it_fails_for() -> None:
+    model = ScriptedModel(dict(enumerate(SCRIPT)) | {3: ids_of("x")[0]})
+    rig = make_rig(model, tokenizer=_Choking(byte_tokenizer()._backend))
+    reaches_it, also, passed_it = (rig.submit(t, max_tokens=5)[1] for t in ("1", "22", "4444"))
+    rig.run()
+    for sink in (reaches_it, also):
+        assert isinstance(sink.error, InternalError)
+        assert "no x" in str(sink.error)
+    assert len(passed_it.token_ids) == 5
+    _assert_idle(rig)
+    with pytest.raises(InvalidRequestError, match="makes no tokens: no x"):
+        rig.submit("an x")
+    with pytest.raises(InvalidRequestError, match="make no text: no x"):
+        rig.submit(ids_of("x"))
+    assert len(rig.answer("5555", max_tokens=3).token_ids) == 3
 
 
 def test_nan_logits_end_their_own_request() -> None:
