@@ -169,7 +169,10 @@ class _Planner:
         names = tuple(argument.name for argument in node.arguments)
         elements = elements_of(node.target, names)
         if elements is broadcast_elements and tensors < 2:
-            elements = None
+            elements = None  # nothing to stretch to
+        elif layout is not None and node.target == LINEAR:
+            rows, columns = self._graph.weights[layout].shape
+            elements = elements if rows > columns else None  # the result is no larger than x
         return Step(
             target=node.target,
             function=function,
