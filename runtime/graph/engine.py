@@ -6,7 +6,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Final, Protocol
@@ -204,13 +204,9 @@ class GraphEngine:
                 self._refuse(
                     request, DeadlineError(f"model {self.name}: the deadline passed in the queue")
                 )
-            if batch:
-                self._report()
-                self._answer(batch)
-                with self._lock:
-                    self._running = 0
-                    self._queue.ended(batch, self._clock())
             self._report()
+            if batch:
+                self._answer(batch)
 
     def _next(self) -> tuple[list[Request], list[Request]]:
         """Waits for requests past their deadline, or for a batch; neither: the engine closes."""
@@ -240,6 +236,22 @@ class GraphEngine:
 
     def _answer(self, batch: list[Request]) -> None:
         """Computes a batch; whatever happens, every future is done afterwards."""
+        live = self._started(batch)
+        outcomes = self._outcomes(live) if live else []
+        # Before the first caller has its answer: its next request is not one that waited meanwhile.
+        with self._lock:
+            self._running = 0
+            self._queue.ended(batch, self._clock())
+        self._report()
+        for request, outcome in zip(live, outcomes, strict=True):
+            if isinstance(outcome, ServingError):
+                self._observer.failed(outcome.reason)
+                request.future.set_exception(outcome)
+            else:
+                request.future.set_result(outcome)
+
+    def _started(self, batch: list[Request]) -> list[Request]:
+        """The requests that can no longer be cancelled."""
         start = self._clock()
         live = []
         for request in batch:
@@ -248,35 +260,19 @@ class GraphEngine:
                 live.append(request)
             else:
                 self._observer.failed("cancelled")
-        if not live:
-            return
+        return live
+
+    def _outcomes(self, live: list[Request]) -> Sequence[Outputs | ServingError]:
+        """Outputs or error of each request."""
         try:
-            results = self._compute(live)
-        except Exception as error:  # noqa: BLE001 - the engine outlives whatever a program raises
-            if len(live) == 1 or concerns_weights(error):
-                self._fail(live, error)
-            else:
-                self._answer_each(live)
-        else:
-            for request, outputs in zip(live, results, strict=True):
-                request.future.set_result(outputs)
-
-    def _answer_each(self, live: list[Request]) -> None:
-        """A batch failed by the inputs of some request: each is computed by itself."""
-        for request in live:
-            try:
-                outputs = self._compute([request])[0]
-            except Exception as error:  # noqa: BLE001 - as in `_answer`
-                self._fail([request], error)
-            else:
-                request.future.set_result(outputs)
-
-    def _fail(self, requests: list[Request], cause: Exception) -> None:
-        where = f"model {self.name}"
-        failure = run_failure(where, cause, when_full="send fewer rows", log=_log)
-        for request in requests:
-            self._observer.failed(failure.kind.reason)
-            request.future.set_exception(failure.error())
+            return self._compute(live)
+        except Exception as cause:  # noqa: BLE001 - the engine outlives whatever a program raises
+            if len(live) > 1 and not concerns_weights(cause):
+                # The inputs of some request failed them all: each is computed by itself.
+                return [outcome for request in live for outcome in self._outcomes([request])]
+            where = f"model {self.name}"
+            failure = run_failure(where, cause, when_full="send fewer rows", log=_log)
+            return [failure.error() for _ in live]
 
     def _compute(self, live: list[Request]) -> list[Outputs]:
         """One run over the requests' rows; each gets its rows of the outputs, as views."""

@@ -243,6 +243,23 @@ def test_weights_that_cannot_be_loaded_fail_the_batch_once(bench: Bench) -> None
     engine.submit(row_inputs(1.0)).result(20)
 
 
+def test_a_caller_who_comes_back_at_once_is_no_company_for_itself(bench: Bench) -> None:
+    engine = bench.engine(delay=30.0)
+    answers: list[Future[Outputs]] = []
+    done = threading.Event()
+
+    def again(_: Future[Outputs]) -> None:
+        if len(answers) == 5:
+            done.set()
+            return
+        answers.append(engine.submit(row_inputs(1.0)))
+        answers[-1].add_done_callback(again)
+
+    engine.submit(row_inputs(1.0)).add_done_callback(again)
+    assert done.wait(20)  # nobody waited out the batch delay
+    assert bench.runner.batches == [1] * 6
+
+
 def test_a_full_queue_says_when_to_come_back(bench: Bench) -> None:
     engine = bench.engine(queue=2)
     bench.blocked(engine)
