@@ -37,9 +37,10 @@ class DenseLayout(Layout):
     """A weight held as one plane `values`.
 
     `matmul` computes in the wider of the weight's and x's dtype. A matrix narrower than x is
-    widened once, at the first such matmul (or by `prepare`), and replaces the narrow one: on a CPU
-    serving fp32 activations a bf16 matrix then takes twice its bytes, which `resident_bytes` shows
-    from that moment. Widening is exact, and `dense()` narrows back to the original bits.
+    widened once, at the first such matmul (or by `prepare`), and replaces the narrow one; so does
+    `prepare` with a vector, which every pass would otherwise widen again. On a CPU serving fp32
+    activations a bf16 weight then takes twice its bytes, which `resident_bytes` shows from that
+    moment. Widening is exact, and `dense()` narrows back to the original bits.
     """
 
     name: ClassVar[str] = "dense"
@@ -75,11 +76,12 @@ class DenseLayout(Layout):
         return cls(planes["values"].to(device).contiguous())
 
     def prepare(self, activations: torch.dtype) -> None:
-        if len(self.shape) == 2:
+        if len(self.shape) in {1, 2}:
             self._wide_enough_for(activations)
 
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
-        return self._values.to(dtype or self.dtype)
+        values, dtype = self._values, dtype or self.dtype
+        return values if values.dtype == dtype else values.to(dtype)
 
     def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         if len(self.shape) != 2:

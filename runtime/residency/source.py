@@ -82,7 +82,7 @@ class _PreparedGroup:
 class BundleGroups:
     """The groups of an open bundle that its program reads.
 
-    `activations` is what a decoder computes in: its matrices are then made ready for that dtype
+    `activations` is what a decoder computes in: its weights are then made ready for that dtype
     while they load, so that the first token does not pay for it and sizes are final. None leaves
     every tensor as it is (a graph computes in the dtypes it was exported with).
     """
@@ -104,7 +104,7 @@ class BundleGroups:
             entry.name
             for entry in manifest.tensors
             if activations is not None
-            and len(entry.shape) == 2
+            and len(entry.shape) <= 2
             and not (looked_up and entry.name == "embedding")
         )
 

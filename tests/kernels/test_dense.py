@@ -42,11 +42,18 @@ def test_a_narrow_matrix_is_widened_once_and_says_so() -> None:
     assert torch.equal(layout.dense(), activations(64, 32, torch.bfloat16))
 
 
-def test_prepare_widens_ahead_and_leaves_vectors_alone() -> None:
-    matrix, vector = dense(activations(8, 4, torch.bfloat16)), dense(torch.ones(4).bfloat16())
-    for layout in (matrix, vector):
+def test_prepare_widens_matrices_and_vectors_ahead() -> None:
+    matrix, vector = dense(activations(8, 4, torch.bfloat16)), dense(torch.rand(4).bfloat16())
+    original = vector.dense().clone()
+    image = dense(torch.ones(2, 2, 2).bfloat16())
+    for layout in (matrix, vector, image):
         layout.prepare(torch.float32)
-    assert (matrix.resident_bytes, vector.resident_bytes) == (8 * 4 * 4, 4 * 2)
+    sizes = (matrix.resident_bytes, vector.resident_bytes, image.resident_bytes)
+    assert sizes == (8 * 4 * 4, 4 * 4, 8 * 2)
+    wide = vector.dense(torch.float32)
+    assert wide.data_ptr() == vector.dense(torch.float32).data_ptr()
+    assert torch.equal(wide, original.float())
+    assert torch.equal(vector.dense(), original)
 
 
 @pytest.mark.parametrize(
