@@ -32,6 +32,7 @@ from tersor.models.graph_memory import LIVE_BYTES_PER_BYTE_READ, MIN_LIVE_BYTES,
 from tersor.models.graph_plan import Plan, Step, WeightFetch, build_plan
 from tersor.models.weights import WeightShapes, dtype_name
 
+MAX_INPUT_ELEMENTS = 1 << 28  # of one row, where the program fixes the other dimensions
 # What torch's operators and the layouts raise for operands that do not fit.
 _OPERATOR_ERRORS = (
     ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError,
@@ -249,6 +250,13 @@ def _check_program(program: GraphProgram, graph: Graph) -> None:
     for kind, specs in (("input", program.inputs), ("output", program.outputs)):
         if len({spec.name for spec in specs}) != len(specs):
             problems.append(f"two {kind}s share a name")
+    for spec in program.inputs:
+        elements = math.prod(max(size, 1) for size in spec.shape)
+        if elements > MAX_INPUT_ELEMENTS:  # a server makes such an input by itself, to warm up
+            problems.append(
+                f"a row of input {spec.name!r} has {elements} elements, at most "
+                f"{MAX_INPUT_ELEMENTS} are supported"
+            )
     groups = {weight.group for weight in graph.weights.values()}
     if groups != set(program.group_order) - {UNUSED_GROUP}:
         problems.append(
@@ -256,6 +264,4 @@ def _check_program(program: GraphProgram, graph: Graph) -> None:
             f"{list(program.group_order)}"
         )
     if problems:
-        raise UnsupportedProgramError(
-            f"the graph is not the one the program describes: {'; '.join(problems)}"
-        )
+        raise UnsupportedProgramError(f"the graph does not fit its program: {'; '.join(problems)}")

@@ -277,6 +277,12 @@ def test_the_limit_is_on_what_is_held_and_grows_with_what_is_read() -> None:
         run([*late, node("stack.default", {"tensors": ["r0", "r4"]}, "out")], x=torch.ones(64))
 
 
+def test_inputs_that_a_server_could_not_make_are_refused() -> None:
+    identity = [node("neg.default", {"self": "x"}, "out")]
+    with pytest.raises(UnsupportedProgramError, match="1099511627776 elements, at most"):
+        model(identity, {"x": ("f32", (1 << 20, 1 << 20))})
+
+
 def test_honest_uses_of_guarded_operators_run() -> None:
     table = torch.arange(32.0).reshape(8, 4)
     index, offsets = torch.tensor([1, 2, 3]), torch.tensor([0, 2])
