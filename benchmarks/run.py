@@ -6,7 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-NOT_HERE = {"record.py", "run.py", "gpu_matmul.py"}
+NOT_HERE = {
+    "record.py",
+    "run.py",
+    "gpu_matmul.py",
+    "mlserver_peer.py",
+    "mlserver_runtime.py",
+}
 
 
 def main() -> int:

@@ -208,7 +208,7 @@ class ResponseTensors:
         if not self._typed:
             self._response.raw_output_contents.append(array.tobytes())
             return
-        assert kind.contents is not None  # `typed_outputs` answers raw when a datatype needs it
+        assert kind.contents is not None  # `can_type` was asked before
         getattr(output.contents, kind.contents).extend(array.ravel().tolist())
 
 
