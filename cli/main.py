@@ -13,6 +13,7 @@ import typer
 
 from tersor.cli import convert, evaluate, generate, inspect, serve
 from tersor.cli.console import error_line
+from tersor.cli.errors import RemoteError
 from tersor.runtime.errors import ConfigError
 
 app = typer.Typer(
@@ -57,7 +58,9 @@ def _known_errors() -> tuple[type[BaseException], ...]:
     from tersor.models.errors import ModelError
     from tersor.runtime.errors import ServingError
 
-    return (BundleError, LayoutError, ModelError, ConvertError, ServingError, ConfigError)
+    return (
+        BundleError, LayoutError, ModelError, ConvertError, ServingError, ConfigError, RemoteError,
+    )  # fmt: skip
 
 
 def main() -> None:

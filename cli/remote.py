@@ -6,17 +6,11 @@ from collections.abc import Iterator
 
 import grpc
 
+from tersor.cli.errors import RemoteError
 from tersor.protos.tersor.v1 import generation_pb2, generation_pb2_grpc
 from tersor.runtime.engine.types import SamplingParams
-from tersor.runtime.errors import ServingError
 
 CONNECT_SECONDS = 10.0
-
-
-class RemoteError(ServingError):
-    """The server answered with an error, or could not be reached."""
-
-    reason = "remote"
 
 
 def stream(server: str, model: str, prompt: str, sampling: SamplingParams) -> Iterator[str]:

@@ -1,0 +1,5 @@
+"""Errors of the command itself."""
+
+
+class RemoteError(Exception):
+    """The server answered with an error, or could not be reached."""
