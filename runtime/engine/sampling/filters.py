@@ -16,6 +16,8 @@ from tersor.runtime.engine.types import SamplingParams
 # Most likely tokens looked at before the whole row is sorted. A constant, because what is computed
 # for a row must not depend on its neighbours; sorting 4096 logits takes ten times as long.
 _CANDIDATES = 256
+# Requests carry doubles; what float32 rounds to 0 or infinity would make NaN of a whole row.
+_FLOAT32 = torch.finfo(torch.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,8 @@ def draw(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
     device = logits.device
     logits -= logits.amax(-1, keepdim=True)
     # A tiny temperature may overflow to -inf, which is what it means; the maximum stays 0.
-    logits /= torch.tensor([d.sampling.temperature for d in draws], device=device)[:, None]
+    temperatures = [min(max(d.sampling.temperature, _FLOAT32.tiny), _FLOAT32.max) for d in draws]
+    logits /= torch.tensor(temperatures, device=device)[:, None]
     if any(d.sampling.min_p > 0.0 for d in draws):
         min_p = torch.tensor([d.sampling.min_p for d in draws], device=device)
         logits.masked_fill_(logits < min_p.log()[:, None], float("-inf"))
@@ -120,7 +123,10 @@ def _draw_sorted(
     beyond = torch.arange(logits.shape[1], device=device) >= limits[:, None]
     probabilities = logits.masked_fill(beyond, float("-inf")).softmax(-1)
     shares = masses or [1.0] * len(draws)
-    top_p = [[d.sampling.top_p / share] for d, share in zip(draws, shares, strict=True)]
+    top_p = [
+        [max(d.sampling.top_p / share, _FLOAT32.tiny)]  # above 0: the best token always stays
+        for d, share in zip(draws, shares, strict=True)
+    ]
     before = probabilities.cumsum(-1) - probabilities
     cut = before >= torch.tensor(top_p, device=device)
     index = torch.tensor(_invert(probabilities.masked_fill(cut, 0.0), draws), device=device)

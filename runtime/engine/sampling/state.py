@@ -92,7 +92,11 @@ class SamplerState:
         sampling = self.sampling
         penalty = sampling.repetition_penalty
         if penalty != 1.0:
+            # Any positive double is allowed; what comes of it must stay in the range of float32.
+            limits = torch.finfo(torch.float32)
+            penalty = min(max(penalty, limits.tiny), limits.max)
             repeated = torch.where(logits > 0, logits / penalty, logits * penalty)
+            repeated = repeated.clamp(limits.min, limits.max)
             logits = torch.where(self._seen, repeated, logits)
         used = (self._counts > 0).float()
         return logits - sampling.presence_penalty * used - sampling.frequency_penalty * self._counts

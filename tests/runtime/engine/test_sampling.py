@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections import Counter
@@ -155,6 +156,34 @@ def _penalized(
     for token, count in Counter(output).items():
         result[token] -= s.presence_penalty + s.frequency_penalty * count
     return result
+
+
+@pytest.mark.parametrize("vocab", [9, 700])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *itertools.product(
+            ("temperature", "top_p", "min_p", "repetition_penalty"), (5e-324, 1e-300, 1e-40)
+        ),
+        *itertools.product(("temperature", "repetition_penalty"), (1e40, 1.7e308)),
+    ],
+)
+def test_doubles_beyond_float32_choose_a_token(name: str, value: float, vocab: int) -> None:
+    """Requests carry doubles: what float32 makes 0 or infinity must not make NaN of a row."""
+    logits = _logits(vocab, rows=3)
+    logits[0, 2] = 0.0
+    sampling: dict[str, Any] = {"temperature": 1.0, "seed": 3, name: value}
+    states = [
+        _state(vocab, prompt=(0, 1, 2, 3, 4), **sampling),
+        _state(vocab, prompt=(0, 1, 2, 3, 4), stop_ids=(1,), min_tokens=4, **sampling),
+        _state(vocab),
+    ]
+    for _ in range(4):
+        tokens = _tokens(sample(logits, states))
+        assert all(0 <= token < vocab for token in tokens)
+        assert tokens[2] == int(logits[2].argmax())
+        if name in {"temperature", "top_p"} and value < 1:
+            assert tokens[0] == int(logits[0].argmax())
 
 
 @pytest.mark.parametrize(
