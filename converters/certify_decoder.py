@@ -8,7 +8,6 @@ from math import ceil, log
 
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from tersor.bundle.program import DecoderProgram
@@ -16,6 +15,7 @@ from tersor.converters.errors import EvaluationError
 from tersor.converters.measured import EvalReport, LoadedBundle
 from tersor.models.cache import FullAttention, GrowingCache
 from tersor.models.decoder import DecoderModel
+from tersor.models.tokenizer import Tokenizer
 
 _WINDOW_TOKENS = 512
 _GENERATED_TOKENS = 32
@@ -118,20 +118,19 @@ def _comparable(subject: LoadedBundle, baseline: LoadedBundle) -> DecoderModel:
 
 
 def _encode(subject: LoadedBundle, text: str, max_tokens: int | None) -> _Text:
-    tokenizer = Tokenizer.from_buffer(subject.tokenizer_json())
-    tokenizer.no_truncation()
+    tokenizer = Tokenizer.from_bytes(subject.tokenizer_json())
     if max_tokens is not None:
         text = text[: max_tokens * _MAX_TOKEN_CHARACTERS]
-    encoding = tokenizer.encode(text, add_special_tokens=False)
-    ids, offsets = encoding.ids[:max_tokens], encoding.offsets[:max_tokens]
+    ids, spans = tokenizer.encode_spans(text)
+    ids, spans = ids[:max_tokens], spans[:max_tokens]
     if len(ids) < _MIN_TEXT_TOKENS:
         raise EvaluationError(
             f"the text has {len(ids)} tokens; expected at least {_MIN_TEXT_TOKENS} to measure on."
         )
     bos = _program(subject).bos_token_id
     # Without a begin token the first token has no predecessor, and its bytes are not predicted.
-    first = 0 if bos is not None else offsets[0][1]
-    scored = text[first : offsets[-1][1]]
+    first = 0 if bos is not None else spans[0][1]
+    scored = text[first : spans[-1][1]]
     prefix = [] if bos is None else [bos]
     return _Text(torch.tensor(prefix + ids), max(1, len(scored.encode())))
 

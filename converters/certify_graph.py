@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from tersor.bundle.program import GraphProgram, TextFrontend
 from tersor.converters.errors import EvaluationError
 from tersor.converters.measured import EvalReport, LoadedBundle
 from tersor.models.graph import GraphModel
+from tersor.models.text import TextEncoder
+from tersor.models.tokenizer import Tokenizer
 
 _SENTENCE_OUTPUT = "sentence_embedding"
 
@@ -83,30 +84,18 @@ def _sentences(
     subject: LoadedBundle, frontend: TextFrontend, text: str, max_tokens: int | None
 ) -> list[Mapping[str, Tensor]]:
     """Inputs of a batch of one per line; at most `max_tokens` in all, but one line at least."""
-    tokenizer = Tokenizer.from_buffer(subject.tokenizer_json())
-    tokenizer.enable_truncation(frontend.max_tokens)
-    tokenizer.no_padding()
+    tokenizer = Tokenizer.from_bytes(subject.tokenizer_json())
+    encoder = TextEncoder(_program(subject), frontend, tokenizer)
     sentences: list[Mapping[str, Tensor]] = []
     tokens = 0
     for line in text.splitlines():
         if not line.strip():
             continue
-        encoding = tokenizer.encode(line)
-        tokens += len(encoding.ids)
+        inputs = encoder.encode([line])  # [1, length] each
+        tokens += inputs[frontend.input_ids].numel()
         if sentences and max_tokens is not None and tokens > max_tokens:
             break
-        fields = {
-            frontend.input_ids: encoding.ids,
-            frontend.attention_mask: encoding.attention_mask,
-            frontend.token_type_ids: encoding.type_ids,
-        }
-        sentences.append(
-            {
-                name: torch.tensor([values], device=subject.device)  # [1, length]
-                for name, values in fields.items()
-                if name is not None
-            }
-        )
+        sentences.append({name: value.to(subject.device) for name, value in inputs.items()})
     if not sentences:
         raise EvaluationError("the text has no non-empty lines; expected one sentence a line.")
     return sentences

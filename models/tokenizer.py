@@ -74,6 +74,16 @@ class Tokenizer:
             encoding = self._backend.encode(text, add_special_tokens=special_tokens)
             return encoding.ids, encoding.type_ids
 
+    def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of `text` without special tokens, and the characters [start, end) of each.
+
+        Raises:
+            TokenizerError: the tokenizer fails on this text.
+        """
+        with _typed("the tokenizer cannot encode the text"):
+            encoding = self._backend.encode(text, add_special_tokens=False)
+            return encoding.ids, encoding.offsets
+
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:  # noqa: FBT001, FBT002 - the name the field gives it
         """Text of `ids`.
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
 from tersor.converters.errors import SourceError
 from tersor.converters.sources.config import JsonObject
+from tersor.models.errors import TokenizerError
+from tersor.models.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,8 +26,8 @@ def load_tokenizer(path: Path) -> Tokenizer:
             f"{path} is missing; save the fast tokenizer next to the weights with save_pretrained."
         )
     try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises the bare class
+        return Tokenizer.from_bytes(path.read_bytes())
+    except TokenizerError as error:
         raise SourceError(f"{path} is not a tokenizer: {error}.") from error
 
 
@@ -47,7 +47,7 @@ def special_tokens(folder: Path, config: JsonObject) -> SpecialTokens:
 def _bos(
     folder: Path, config: JsonObject, tokenizer: Tokenizer, eos: tuple[int, ...]
 ) -> int | None:
-    first = tokenizer.encode("", add_special_tokens=True).ids[:1]
+    first = tokenizer.encode("", special_tokens=True)[:1]
     added = first[0] if first and first[0] not in eos else None
     path = folder / "tokenizer_config.json"
     if not path.is_file():
@@ -55,7 +55,7 @@ def _bos(
     settings = JsonObject.load(path)
     token = settings.get("bos_token")
     text = token.get("content") if isinstance(token, dict) else token
-    named = tokenizer.token_to_id(text) if isinstance(text, str) else None
+    named = tokenizer.token_id(text) if isinstance(text, str) else None
     if "add_bos_token" in settings:
         return named if settings.boolean("add_bos_token", False) else None
     # Qwen was trained without a begin token, yet some of its derivatives name one for templates.

@@ -17,12 +17,13 @@ from tersor.bundle.program import DecoderProgram, GraphProgram
 from tersor.bundle.reader import BundleReader
 from tersor.models.decoder import DecoderModel, decoder_weights
 from tersor.models.graph import GraphModel
+from tersor.models.text import TextEncoder
 from tersor.models.tokenizer import Tokenizer
 from tersor.models.weights import check_weights
 from tersor.runtime.config import ServerConfig
 from tersor.runtime.engine.engine import DecoderEngine
 from tersor.runtime.errors import ModelLoadError
-from tersor.runtime.graph import GraphEngine, TextEncoder
+from tersor.runtime.graph import GraphEngine
 from tersor.runtime.host.defaults import GENERATION_CONFIG, sampling_defaults
 from tersor.runtime.host.served import VERSION, ServedDecoder, ServedGraph, ServedModel
 from tersor.runtime.metrics import Metrics, ModelFacts
@@ -118,7 +119,7 @@ class Opener:
         tokenizer = text = None
         if program.text is not None:
             tokenizer = Tokenizer.from_bytes(_required_asset(reader, TOKENIZER))
-            text = TextEncoder(name, program, program.text, tokenizer)
+            text = TextEncoder(program, program.text, tokenizer)
         engine = GraphEngine(
             name=name,
             program=program,

@@ -9,10 +9,12 @@ from torch import Tensor
 from tersor.bundle.manifest import Manifest
 from tersor.bundle.program import DecoderProgram, GraphProgram
 from tersor.bundle.reader import BundleReader
+from tersor.models.errors import InvalidInputError, TokenizerError
+from tersor.models.text import TextEncoder
 from tersor.models.tokenizer import Tokenizer
 from tersor.runtime.engine.engine import DecoderEngine
-from tersor.runtime.errors import UnsupportedError
-from tersor.runtime.graph import GraphEngine, TextEncoder
+from tersor.runtime.errors import InvalidRequestError, UnsupportedError
+from tersor.runtime.graph import GraphEngine
 from tersor.runtime.residency import ModelWeights
 
 VERSION = "1"  # a bundle is one version of one model; clients want a number
@@ -74,11 +76,14 @@ class ServedGraph(_Served):
 
         Raises:
             UnsupportedError: the program takes tensors only.
-            InvalidRequestError: no text, or only empty ones.
+            InvalidRequestError: no text, only empty ones, or one the tokenizer fails on.
         """
         if self._text is None:
             raise UnsupportedError(f"model {self.name} takes no text; send its tensors")
-        return self._text.encode(texts)
+        try:
+            return self._text.encode(texts)
+        except (InvalidInputError, TokenizerError) as error:
+            raise InvalidRequestError(f"model {self.name}: {error}") from error
 
 
 ServedModel = ServedDecoder | ServedGraph

@@ -7,9 +7,9 @@ import torch
 from tiny_encoder import CLS, SEP, WORDS, tokenizer_json
 
 from tersor.bundle.program import GraphProgram, TensorSpec, TextFrontend
+from tersor.models.errors import InvalidInputError, UnsupportedProgramError
+from tersor.models.text import TextEncoder
 from tersor.models.tokenizer import Tokenizer
-from tersor.runtime.errors import InvalidRequestError, ModelLoadError
-from tersor.runtime.graph import TextEncoder
 
 FRONTEND = TextFrontend(input_ids="ids", attention_mask="mask", max_tokens=6)
 
@@ -29,7 +29,7 @@ def program(*, length: int = -1, dtype: str = "i64") -> GraphProgram:
 
 
 def encoder(program: GraphProgram, frontend: TextFrontend = FRONTEND) -> TextEncoder:
-    return TextEncoder("m", program, frontend, Tokenizer.from_bytes(tokenizer_json()))
+    return TextEncoder(program, frontend, Tokenizer.from_bytes(tokenizer_json()))
 
 
 def test_a_batch_is_padded_to_its_longest_text() -> None:
@@ -59,13 +59,15 @@ def test_less_room_than_the_frame_takes_what_fits() -> None:
 
 
 def test_no_text_is_refused() -> None:
-    with pytest.raises(InvalidRequestError, match="got no text, expected at least one"):
+    with pytest.raises(InvalidInputError, match="got no text, expected at least one"):
         encoder(program()).encode([])
 
 
 def test_a_frontend_that_does_not_fit_its_program_is_refused() -> None:
-    with pytest.raises(ModelLoadError, match=r"fills inputs ids, expected .* ids, mask"):
+    with pytest.raises(UnsupportedProgramError, match=r"fills inputs ids, expected .* ids, mask"):
         encoder(program(), TextFrontend(input_ids="ids"))
     flat = replace(program(), inputs=tuple(replace(spec, shape=(-1,)) for spec in program().inputs))
-    with pytest.raises(ModelLoadError, match=r"one shape \[batch, tokens\], got \[-1\], \[-1\]"):
+    with pytest.raises(
+        UnsupportedProgramError, match=r"one shape \[batch, tokens\], got \[-1\], \[-1\]"
+    ):
         encoder(flat)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from tersor.bundle.program import GraphProgram, TextFrontend
+from tersor.models.errors import InvalidInputError, UnsupportedProgramError
 from tersor.models.tokenizer import Tokenizer
 from tersor.models.weights import torch_dtype
-from tersor.runtime.errors import InvalidRequestError, ModelLoadError
 
 _PAD_TOKENS: Final = ("[PAD]", "<pad>", "<|padding|>", "<|endoftext|>")
 
@@ -19,27 +19,24 @@ _PAD_TOKENS: Final = ("[PAD]", "<pad>", "<|padding|>", "<|endoftext|>")
 class TextEncoder:
     """Turns texts into the inputs of one graph program. Thread-safe.
 
-    Raises ModelLoadError if the frontend does not fit the program.
+    Raises UnsupportedProgramError if the frontend does not fit the program.
     """
 
-    def __init__(
-        self, name: str, program: GraphProgram, frontend: TextFrontend, tokenizer: Tokenizer
-    ) -> None:
+    def __init__(self, program: GraphProgram, frontend: TextFrontend, tokenizer: Tokenizer) -> None:
         specs = {spec.name: spec for spec in program.inputs}
-        self._name = name
         self._frontend = frontend
         self._tokenizer = tokenizer
         wanted = (frontend.input_ids, frontend.attention_mask, frontend.token_type_ids)
         used = [key for key in wanted if key is not None]
         if sorted(used) != sorted(specs):
-            raise ModelLoadError(
-                f"model {name}: the text frontend fills inputs {', '.join(used)}, "
+            raise UnsupportedProgramError(
+                f"the text frontend fills inputs {', '.join(used)}, "
                 f"expected those of the program: {', '.join(specs)}"
             )
         shapes = {specs[key].shape[1:] for key in used}
         if len(shapes) > 1 or len(next(iter(shapes))) != 1:
-            raise ModelLoadError(
-                f"model {name}: the text frontend needs inputs of one shape [batch, tokens], "
+            raise UnsupportedProgramError(
+                f"the text frontend needs inputs of one shape [batch, tokens], "
                 f"got {', '.join(str(list(specs[key].shape)) for key in used)}"
             )
         self._dtypes = {key: torch_dtype(specs[key].dtype) for key in used}
@@ -57,14 +54,15 @@ class TextEncoder:
         every text stay whole.
 
         Raises:
-            InvalidRequestError: no text at all, or one that makes no tokens.
+            InvalidInputError: no text at all, or only texts that make no tokens.
+            TokenizerError: the tokenizer fails on a text.
         """
         if not texts:
-            raise InvalidRequestError(f"model {self._name}: got no text, expected at least one")
+            raise InvalidInputError("got no text, expected at least one")
         rows = [self._tokens(text) for text in texts]
         length = self._fixed_length or max(len(ids) for ids, _ in rows)
         if length == 0:
-            raise InvalidRequestError(f"model {self._name}: got only empty texts")
+            raise InvalidInputError("got only texts without tokens")
         frontend = self._frontend
         columns = {
             frontend.input_ids: [ids + [self._pad_id] * (length - len(ids)) for ids, _ in rows],
