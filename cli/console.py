@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from enum import Enum
@@ -13,7 +15,32 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from tersor.cli.errors import InputError
+
 Cell = str | int | float
+
+
+def prepare_streams() -> None:
+    """Makes printing safe: what stdout's encoding lacks is escaped, a closed stream is replaced."""
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - until the end
+    if sys.stdout is None:
+        error_line("stdout is closed; expected somewhere to write the result to")
+        sys.exit(1)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def decoded(data: bytes, what: str) -> str:
+    """Text from outside.
+
+    Raises:
+        InputError: it is not UTF-8; `what` names it.
+    """
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{what} is not UTF-8: {error.reason} at byte {error.start}") from None
 
 
 def error_line(message: str) -> None:
@@ -22,8 +49,14 @@ def error_line(message: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Machine-readable result: one JSON document on stdout."""
-    sys.stdout.write(json.dumps(to_json(value), indent=2, ensure_ascii=False) + "\n")
+    """Machine-readable result: one JSON document on stdout, escaped where its encoding needs it."""
+    document = to_json(value)
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        text = json.dumps(document, indent=2)
+    sys.stdout.write(text + "\n")
 
 
 def to_json(value: Any) -> Any:

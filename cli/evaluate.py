@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tersor.cli.console import print_json, print_pairs, to_json
+from tersor.cli.console import decoded, print_json, print_pairs, to_json
 from tersor.cli.options import ActivationsOption, BundleArgument, DeviceOption, JsonOption
 
 
@@ -25,12 +25,15 @@ def evaluate(
     activations: ActivationsOption = "auto",
     json: JsonOption = False,
 ) -> None:
-    """Measure quality (bits per byte, KL divergence, top-1 agreement), speed and memory."""
+    """Measure what compression cost.
+
+    Quality (bits per byte, KL divergence, top-1 agreement), speed and memory.
+    """
     from tersor.converters.certify import evaluate as run
 
     report = run(
         bundle,
-        text.read_text(encoding="utf-8"),
+        decoded(text.read_bytes(), str(text)),
         reference=reference,
         device=device,
         activations=activations,  # type: ignore[arg-type]  # checked there

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from tersor.cli.console import decoded
 from tersor.cli.options import ActivationsOption, DeviceOption
 from tersor.runtime.engine.types import SamplingParams
 
@@ -36,7 +38,12 @@ def generate(
     device: DeviceOption = "cpu",
     activations: ActivationsOption = "auto",
 ) -> None:
-    """Continue a prompt. Only the continuation is written to stdout, as it is computed."""
+    """Continue a prompt.
+
+    Only the continuation is written to stdout, as it is computed; greedily unless asked otherwise.
+    """
+    text = decoded(sys.stdin.buffer.read() if prompt == "-" else os.fsencode(prompt), "the prompt")
+    stops = tuple(decoded(os.fsencode(end), "the stop text") for end in stop or ())
     sampling = SamplingParams(
         max_tokens=max_tokens,
         temperature=temperature,
@@ -47,9 +54,8 @@ def generate(
         presence_penalty=presence_penalty,
         frequency_penalty=frequency_penalty,
         seed=seed,
-        stop=tuple(stop or ()),
+        stop=stops,
     )
-    text = sys.stdin.read() if prompt == "-" else prompt
     if server is None:
         from tersor.cli.local import stream as local_stream
 

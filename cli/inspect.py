@@ -16,7 +16,7 @@ from tersor.cli.options import BundleArgument, JsonOption
 from tersor.cli.progress import ProgressBar
 from tersor.runtime.config import format_bytes
 
-BundlesArgument = Annotated[list[Path], typer.Argument(metavar="BUNDLE...", help="Bundles.")]
+BundlesArgument = Annotated[list[Path], typer.Argument(metavar="BUNDLE", help="Bundles to check.")]
 
 
 def inspect(
@@ -25,7 +25,7 @@ def inspect(
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Show what a bundle holds; reads no weights."""
+    """Show what a bundle holds, without reading weights."""
     from tersor.bundle.reader import BundleReader
 
     with BundleReader.open(bundle) as reader:
@@ -40,7 +40,10 @@ def inspect(
 
 
 def verify(bundles: BundlesArgument, *, json: JsonOption = False) -> None:
-    """Check every checksum and digest; exit code 1 if anything is damaged."""
+    """Check every checksum and digest.
+
+    Lists what is damaged; the exit code is 1 if anything is.
+    """
     from tersor.bundle.errors import BundleError
     from tersor.bundle.verify import VerifyReport
     from tersor.bundle.verify import verify as run
@@ -67,7 +70,11 @@ def extract(
     force: Annotated[bool, typer.Option("--force", help="Write into a folder with files.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Write the original tensors under their original names, and the carried files."""
+    """Get a checkpoint back from a bundle.
+
+    Writes the tensors under their original names, and the files the bundle carries. A lossless
+    bundle gives back every bit; any other the decoded weights.
+    """
     from tersor.converters.extract import extract as run
 
     with ProgressBar(visible=not json) as progress:
@@ -80,7 +87,7 @@ def extract(
             "folder": str(output),
             "tensors": report.tensors,
             "weights": format_bytes(report.weights_bytes),
-            "exact": "bit for bit" if report.exact else "decoded from a compressed layout",
+            "values": "bit for bit" if report.exact else "approximate (the recipe lost some bits)",
         }
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,8 @@ def stream(
         activations=activations,  # type: ignore[arg-type]  # ServerConfig checks the choice
         engine=EngineConfig(max_batch_size=1),
     )
+    # The error that ends this is printed; a server's warnings on the way there would repeat it.
+    logging.basicConfig(level=logging.ERROR, format="%(message)s")
     host = ModelHost(config, Metrics(CollectorRegistry()))
     try:
         (model,) = host.models.values()

@@ -12,8 +12,8 @@ from typing import Annotated
 import typer
 
 from tersor.cli import convert, evaluate, generate, inspect, serve
-from tersor.cli.console import error_line
-from tersor.cli.errors import RemoteError
+from tersor.cli.console import error_line, prepare_streams
+from tersor.cli.errors import InputError, RemoteError
 from tersor.runtime.errors import ConfigError
 
 app = typer.Typer(
@@ -59,12 +59,14 @@ def _known_errors() -> tuple[type[BaseException], ...]:
     from tersor.runtime.errors import ServingError
 
     return (
-        BundleError, LayoutError, ModelError, ConvertError, ServingError, ConfigError, RemoteError,
+        BundleError, LayoutError, ModelError, ConvertError, ServingError, ConfigError,
+        InputError, RemoteError,
     )  # fmt: skip
 
 
 def main() -> None:
     """Runs the command line. Never shows a traceback for a wrong input."""
+    prepare_streams()
     try:
         app()
     except KeyboardInterrupt:
@@ -74,8 +76,9 @@ def main() -> None:
         # The reader of our stdout went away (`tersor inspect … | head`): nothing left to say.
         sys.stderr.close()
         sys.exit(0)
-    except (OSError, UnicodeDecodeError) as error:
-        error_line(str(error))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        error_line(reason if error.filename is None else f"{error.filename}: {reason}")
         sys.exit(1)
     except Exception as error:
         if not isinstance(error, _known_errors()):

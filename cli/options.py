@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-BundleArgument = Annotated[Path, typer.Argument(help="A bundle, name.tersor.", show_default=False)]
+BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, name.tersor.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
 DeviceOption = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, or cuda:N.")]
 ActivationsOption = Annotated[

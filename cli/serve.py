@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 def serve(
     models: Annotated[
         list[Path],
-        typer.Argument(metavar="BUNDLE|FOLDER...", help="Bundles, or folders of bundles."),
+        typer.Argument(metavar="BUNDLE|FOLDER", help="Bundles, or folders of bundles."),
     ],
     *,
     device: DeviceOption = "cpu",
@@ -82,6 +83,7 @@ def serve(
     )
     from tersor.runtime.server.app import serve as run
 
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     sys.exit(run(config, started=_announce))
 
 

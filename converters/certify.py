@@ -56,14 +56,18 @@ def evaluate(
         clock: seconds.
 
     Raises:
-        EvaluationError: the text is too short, or the two models cannot be compared.
+        EvaluationError: the text is too short, the two models cannot be compared, or there is no
+            such device or activation dtype.
         BundleError: a bundle cannot be read.
         ConvertError: `reference` is a folder that cannot be converted.
     """
     if max_tokens is not None and max_tokens < 2:
         raise EvaluationError(f"max_tokens is {max_tokens}; expected at least 2.")
-    target = torch.device(device)
-    dtype = resolve_activations(activations, target)
+    target = _usable(device)
+    try:
+        dtype = resolve_activations(activations, target)
+    except ValueError as error:
+        raise EvaluationError(f"{error}.") from error
     with (
         _loaded(bundle, target, dtype, clock) as subject,
         _reference(reference, target, dtype, progress, clock) as baseline,
@@ -76,6 +80,19 @@ def evaluate(
             )
         score = score_decoder if program is DecoderProgram else score_graph
         return score(subject, baseline, text, max_tokens, _base_report(subject), clock)
+
+
+def _usable(device: str | torch.device) -> torch.device:
+    """A device that this machine has."""
+    try:
+        target = torch.device(device)
+    except RuntimeError:
+        target = torch.device("meta")
+    if target.type not in {"cpu", "cuda"}:
+        raise EvaluationError(f"the device is {str(device)!r}; expected cpu, cuda or cuda:INDEX.")
+    if target.type == "cuda" and (target.index or 0) >= (count := torch.cuda.device_count()):
+        raise EvaluationError(f"the device is {device}, but torch sees {count} CUDA devices here.")
+    return target
 
 
 def _base_report(subject: LoadedBundle) -> EvalReport:

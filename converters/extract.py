@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,16 +69,21 @@ def extract(
         DestinationError: `output` holds files and `force` is not set, or cannot be written.
     """
     start = clock()
-    if output.exists() and (not output.is_dir() or any(output.iterdir())) and not force:
-        raise DestinationError(f"{output} is not an empty folder; choose another, or force.")
+    fresh = not output.exists() or (output.is_dir() and not any(output.iterdir()))
+    if not fresh and not force:
+        raise DestinationError(
+            f"{output} is not an empty folder; choose another, or write into it with --force."
+        )
     with BundleReader.open(bundle) as reader:
         shards = _shards(reader.manifest, shard_bytes)
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-            _write_assets(reader, output)
-            _write_weights(reader, output, shards, progress)
-        except OSError as error:
-            raise DestinationError(f"{output} cannot be written: {error}.") from error
+        with _all_or_nothing(output) if fresh else nullcontext():
+            try:
+                output.mkdir(parents=True, exist_ok=True)
+                _write_assets(reader, output)
+                _write_weights(reader, output, shards, progress)
+            except OSError as error:
+                reason = error.strerror or str(error)
+                raise DestinationError(f"{output} cannot be written: {reason}.") from error
         pieces = [piece for shard in shards.values() for piece in shard]
         return ExtractReport(
             output=output,
@@ -86,6 +93,16 @@ def extract(
             exact=_is_exact(reader.manifest),
             elapsed_seconds=clock() - start,
         )
+
+
+@contextmanager
+def _all_or_nothing(output: Path) -> Iterator[None]:
+    """Removes a folder that held nothing before if its files do not all come about."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(output, ignore_errors=True)
+        raise
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,7 +98,7 @@ def _check_destination(src: Path, out: Path, *, force: bool) -> None:
     if not out.exists():
         return
     if not force:
-        raise DestinationError(f"{out} exists; choose another name, or force to replace it.")
+        raise DestinationError(f"{out} exists; choose another name, or replace it with --force.")
     inside = src.is_dir() and out.resolve().parent == src.resolve() and out.suffix != ".tersor"
     if inside or (src.exists() and out.samefile(src)):
         raise DestinationError(f"{out} is a part of the source; choose another name.")

@@ -44,7 +44,7 @@ class SafetensorsFile:
         expected = self._expected.pop()
         data = tensor.contiguous().view(-1).view(torch.uint8).numpy()
         assert data.nbytes == expected.num_bytes, (expected, tensor.shape, tensor.dtype)
-        data.tofile(self._file)
+        self._file.write(data.data)
 
     def __enter__(self) -> Self:
         return self

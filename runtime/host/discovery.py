@@ -15,8 +15,8 @@ def find_bundles(paths: Sequence[Path]) -> dict[str, Path]:
     """Name -> bundle, in the order given; a folder stands for the bundles in it, by name.
 
     Raises:
-        ModelLoadError: no such path, one that cannot be read, a folder without a bundle, or two
-            bundles of one name.
+        ModelLoadError: no such path, one that cannot be read, a folder without a bundle, a name
+            that cannot be printed, or two bundles of one name.
     """
     if not paths:
         raise ModelLoadError(
@@ -30,6 +30,11 @@ def find_bundles(paths: Sequence[Path]) -> dict[str, Path]:
             raise ModelLoadError(f"{path}: {error.strerror or error}") from error
         for file in files:
             name = file.stem
+            if not name.isprintable():
+                raise ModelLoadError(
+                    f"{str(file)!r}: a model is called as its file, and this name has characters "
+                    "that cannot be printed; rename it"
+                )
             if name in found:
                 raise ModelLoadError(
                     f"two bundles are called {name}: {found[name]} and {file}; rename one"

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -116,6 +121,10 @@ WRONG = {
     "not a bundle": (("inspect", "README.md"), 1),
     "no such bundle": (("verify", "nowhere.tersor"), 1),
     "a folder": (("extract", "tests", "--output", "{tmp}/d"), 1),
+    "text that is not UTF-8": (("eval", "{lossless}", "--text", "{lossless}"), 1),
+    "no such device": (("eval", "{lossless}", "--text", "README.md", "--device", "abacus"), 1),
+    "prompt not UTF-8": (("generate", "{lossless}", "--prompt", "\udcff"), 1),
+    "stop not UTF-8": (("generate", "{lossless}", "--prompt", "x", "--stop", "\udcff"), 1),
     "no text": (("eval", "{lossless}", "--text", "nowhere.txt"), 1),
     "not a decoder's option": (("convert", "examples/pico"), 2),
     "unknown option": (("inspect", "{lossless}", "--colour"), 2),
@@ -139,7 +148,7 @@ def test_wrong_input_gives_one_clear_line(
     assert done.code == code
     assert "Traceback" not in done.err
     if code == 1:
-        assert done.err.startswith("error: ")
+        assert re.match(r"error: (?!\[Errno)", done.err)
         assert done.err.count("\n") == 1
     assert not list(tmp_path.glob("*"))
 
@@ -153,3 +162,69 @@ def test_a_truncated_bundle_says_truncated(
         done = tersor(*command)
         assert done.code == 1
         assert "truncated" in done.err
+
+
+def test_names_and_texts_beyond_the_encoding_of_stdout(
+    bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    """Bytes that are no text, a folder with a space, and a terminal that only knows ASCII."""
+    folder = tmp_path / "ö ü"
+    folder.mkdir()
+    bundle = folder / "byte\udcff.tersor"
+    shutil.copy(bundles["int4"], bundle)
+    command = [sys.executable, "-m", "tersor.cli", "verify", str(bundle)]
+    for encoding in ("ascii", "utf-8"):
+        environment = os.environ | {"PYTHONIOENCODING": encoding}
+        done = subprocess.run(command, env=environment, capture_output=True, check=False)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert b".tersor: ok (" in done.stdout
+        report = subprocess.run(
+            [*command, "--json"], env=environment, capture_output=True, check=True
+        )
+        (path,) = json.loads(report.stdout)
+        assert path == str(bundle)
+
+
+def test_a_damaged_bundle_is_one_line_also_for_generate(
+    bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    """In a process of its own: nothing of what a server would log repeats the error."""
+    damaged = bytearray(bundles["int4"].read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    bundle = tmp_path / "damaged.tersor"
+    bundle.write_bytes(damaged)
+    done = subprocess.run(
+        [sys.executable, "-m", "tersor.cli", "generate", bundle, "--prompt", "x"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: [^\n]* is damaged: [^\n]*\n", done.stderr)
+
+
+def test_a_closed_stdout_is_one_line(bundles: dict[str, Path]) -> None:
+    done = subprocess.run(
+        ["sh", "-c", '"$0" -m tersor.cli inspect "$1" >&-', sys.executable, bundles["int4"]],
+        stderr=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (
+        1, "error: stdout is closed; expected somewhere to write the result to\n",
+    )  # fmt: skip
+
+
+def test_an_interrupt_while_the_libraries_load_is_no_traceback() -> None:
+    """The interrupt comes from the first import of the command's modules."""
+    program = (
+        "import builtins, sys\n"
+        "load = builtins.__import__\n"
+        "def interrupted(name, *rest):\n"
+        "    if name == 'typer':\n"
+        "        raise KeyboardInterrupt\n"
+        "    return load(name, *rest)\n"
+        "builtins.__import__ = interrupted\n"
+        "from tersor.cli.__main__ import main\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

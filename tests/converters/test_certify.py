@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from math import log
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -140,6 +141,23 @@ def test_too_little_text(
 ) -> None:
     with pytest.raises(EvaluationError, match="expected at least 2"):
         evaluate(pico_bundles["int4"], text, max_tokens=max_tokens)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "abacus"}, "the device is 'abacus'; expected cpu, cuda or cuda:INDEX"),
+        ({"device": "meta"}, "the device is 'meta'"),
+        ({"device": "cuda:63"}, r"the device is cuda:63, but torch sees \d+ CUDA devices here"),
+        ({"activations": "fp8"}, "activations must be auto, bf16 or fp32, got 'fp8'"),
+    ],
+    ids=str,
+)
+def test_where_and_how_to_compute_are_checked(
+    pico_bundles: Mapping[str, Path], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(EvaluationError, match=message):
+        evaluate(pico_bundles["int4"], "x = 1\n", **options)
 
 
 def test_a_missing_bundle(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import save_tiny_decoder
 from torch import Tensor
 
-from tersor.bundle.errors import BundleFormatError, BundleNotFoundError
+from tersor.bundle.errors import BundleCorruptError, BundleFormatError, BundleNotFoundError
 from tersor.bundle.program import DecoderProgram
 from tersor.bundle.writer import BundleWriter, PlaneData
 from tersor.converters.errors import DestinationError
@@ -102,6 +103,32 @@ def test_a_folder_with_files_is_kept_unless_forced(
     extract(pico_bundles["int4"], tmp_path, force=True)
     assert (tmp_path / "precious.txt").read_text() == "mine"
     assert not list(tmp_path.glob("*.partial"))
+
+
+class FullDisk:
+    """A disk that fills up while the tensors are written."""
+
+    def update(self, *, item: str, done_bytes: int, total_bytes: int) -> None:
+        del item
+        if done_bytes > total_bytes // 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_failed_extraction_leaves_nothing_behind(
+    pico_bundles: Mapping[str, Path], tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    with pytest.raises(
+        DestinationError, match=r"out cannot be written: No space left on device\.$"
+    ):
+        extract(pico_bundles["int4"], output, progress=FullDisk())
+    assert not output.exists()
+    damaged = bytearray(pico_bundles["int4"].read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    (tmp_path / "damaged.tersor").write_bytes(damaged)
+    with pytest.raises(BundleCorruptError):
+        extract(tmp_path / "damaged.tersor", output)
+    assert not output.exists()
 
 
 def test_a_missing_bundle_is_the_bundle_error(tmp_path: Path) -> None:

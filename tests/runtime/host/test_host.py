@@ -271,6 +271,10 @@ def test_wrong_paths_say_what_is_wrong(make_host: MakeHost, pico: Path, tmp_path
     shutil.copy(pico, copy)
     with pytest.raises(ModelLoadError, match=r"two bundles are called pico: .*; rename one"):
         make_host(pico, copy)
+    for name in ("new\nline", "byte\udcff"):
+        shutil.copy(pico, tmp_path / f"{name}.tersor")
+        with pytest.raises(ModelLoadError, match="characters that cannot be printed; rename it"):
+            make_host(tmp_path / f"{name}.tersor")
     copy.write_bytes(b"PK\x03\x04" + bytes(5000))
     with pytest.raises(BundleFormatError, match=r"pico\.tersor"):
         make_host(copy)
