@@ -5,7 +5,8 @@ ModelError
 ├── WeightError              a weight the program needs is missing, unknown or mis-shaped
 ├── TokenizerError           a tokenizer that cannot be read, or fails on a text or on ids
 ├── InvalidInputError        an input tensor is missing, unknown, or of the wrong dtype or shape
-└── ProgramFailedError       the program failed while it ran on valid inputs
+├── ProgramFailedError       the program failed while it ran on valid inputs
+└── RunAbandonedError        nobody waits for the run's outputs any more
 """
 
 
@@ -31,3 +32,7 @@ class InvalidInputError(ModelError):
 
 class ProgramFailedError(ModelError):
     """The program failed while it ran on inputs of the declared kind."""
+
+
+class RunAbandonedError(ModelError):
+    """The run of a graph ended early, because nobody waits for its outputs any more."""

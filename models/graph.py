@@ -9,7 +9,7 @@ about a microsecond of Python, 0.2 ms for a six-layer encoder.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -23,6 +23,7 @@ from tersor.models.contracts import GroupWeights, WeightSource
 from tersor.models.errors import (
     InvalidInputError,
     ProgramFailedError,
+    RunAbandonedError,
     UnsupportedProgramError,
     WeightError,
 )
@@ -81,13 +82,17 @@ class GraphModel:
         return shapes
 
     @torch.inference_mode()
-    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def run(
+        self, inputs: Mapping[str, Tensor], *, abandoned: Callable[[], bool] | None = None
+    ) -> dict[str, Tensor]:
         """Computes the outputs, on the model's device, under the names of the program.
 
         Args:
             inputs: one tensor per input of the program, of its dtype and shape, on any device.
+            abandoned: asked before every operator whether nobody waits for the outputs any more.
 
         Raises:
+            RunAbandonedError: `abandoned` said so.
             InvalidInputError: an input is missing, unknown, or of the wrong dtype or shape, or an
                 index lies outside the table it looks up.
             WeightError: a weight is missing, mis-shaped or of another dtype than the graph's.
@@ -103,6 +108,8 @@ class GraphModel:
         held: dict[str, tuple[ExitStack, GroupWeights]] = {}
         try:
             for step in self._plan.steps:
+                if abandoned is not None and abandoned():
+                    raise RunAbandonedError("nobody waits for the outputs any more")
                 for fetch in step.fetches:
                     slots[fetch.slot] = self._fetch(fetch, held)
                 _execute(step, slots, memory)

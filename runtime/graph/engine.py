@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from tersor.bundle.program import GraphProgram
+from tersor.models.errors import RunAbandonedError
 from tersor.runtime.config import EngineConfig
 from tersor.runtime.errors import (
+    CancelledRequestError,
     DeadlineError,
     OverloadedError,
     ServingError,
@@ -24,7 +26,7 @@ from tersor.runtime.errors import (
 )
 from tersor.runtime.failures import concerns_weights, run_failure
 from tersor.runtime.graph.inputs import check_inputs, signature
-from tersor.runtime.graph.queue import Outputs, Request, RequestQueue
+from tersor.runtime.graph.queue import Answer, Outputs, Request, RequestQueue
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +37,9 @@ _RETRY_BOUNDS: Final = (0.05, 30.0)  # seconds
 class GraphRunner(Protocol):
     """What computes: `models.graph.GraphModel`."""
 
-    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
+    def run(
+        self, inputs: Mapping[str, Tensor], *, abandoned: Callable[[], bool] | None = None
+    ) -> dict[str, Tensor]: ...
 
 
 class GraphObserver(Protocol):
@@ -109,11 +113,12 @@ class GraphEngine:
     ) -> Future[Outputs]:
         """Queues a request; the future gives its outputs (on the host) or raises a ServingError.
 
-        `Future.cancel()` takes a request that has not started out of the queue.
+        `Future.cancel()` takes a request that has not started out of the queue. A run ends early
+        once every one of its requests was cancelled or is past its deadline.
 
         Args:
             inputs: one tensor per input of the program; must not change until the future is done.
-            deadline: on the engine's clock; a request that has not started by then fails.
+            deadline: on the engine's clock; a request that has not been answered by then may fail.
 
         Raises:
             InvalidRequestError: an input is missing, unknown, or of another dtype or shape.
@@ -153,7 +158,7 @@ class GraphEngine:
             signature=signature(self.program, inputs),
             arrived=now,
             deadline=deadline,
-            future=Future(),
+            future=Answer(),
         )
         with self._lock:
             if self._closing:
@@ -266,6 +271,8 @@ class GraphEngine:
         """Outputs or error of each request."""
         try:
             return self._compute(live)
+        except RunAbandonedError:
+            return [self._abandonment(request) for request in live]
         except Exception as cause:  # noqa: BLE001 - the engine outlives whatever a program raises
             if len(live) > 1 and not concerns_weights(cause):
                 # The inputs of some request failed them all: each is computed by itself.
@@ -274,15 +281,26 @@ class GraphEngine:
             failure = run_failure(where, cause, when_full="send fewer rows", log=_log)
             return [failure.error() for _ in live]
 
+    def _abandonment(self, request: Request) -> ServingError:
+        if request.future.unwanted:
+            return CancelledRequestError(f"model {self.name}: the request was cancelled")
+        return DeadlineError(f"model {self.name}: the deadline passed before the graph had run")
+
     def _compute(self, live: list[Request]) -> list[Outputs]:
         """One run over the requests' rows; each gets its rows of the outputs, as views."""
+
+        def abandoned() -> bool:
+            now = self._clock()
+            return all(request.abandoned(now) for request in live)
+
         began, waited = self._clock(), self._load_seconds()
         with torch.inference_mode():
             inputs = {
                 spec.name: _joined([request.inputs[spec.name] for request in live], self._device)
                 for spec in self.program.inputs
             }
-            outputs = {name: t.cpu() for name, t in self._model.run(inputs).items()}
+            results = self._model.run(inputs, abandoned=abandoned)
+            outputs = {name: t.cpu() for name, t in results.items()}
         waited = self._load_seconds() - waited
         seconds = max(0.0, self._clock() - began - waited)
         rows = sum(request.rows for request in live)

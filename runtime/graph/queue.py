@@ -17,6 +17,17 @@ Outputs = dict[str, Tensor]
 _MEMORY_SECONDS: Final = 1.0
 
 
+class Answer(Future[Outputs]):
+    """A future that also tells of a cancellation that came too late to prevent the run."""
+
+    unwanted = False
+
+    def cancel(self) -> bool:
+        """As `Future.cancel`; a run that has begun ends early once nobody waits for it."""
+        self.unwanted = True
+        return super().cancel()
+
+
 @dataclass(eq=False, slots=True, kw_only=True)
 class Request:
     """One admitted request."""
@@ -26,7 +37,11 @@ class Request:
     signature: Signature
     arrived: float
     deadline: float | None
-    future: Future[Outputs]
+    future: Answer
+
+    def abandoned(self, now: float) -> bool:
+        """Whether its caller went away or its deadline has passed."""
+        return self.future.unwanted or (self.deadline is not None and self.deadline <= now)
 
 
 class RequestQueue:

@@ -26,6 +26,7 @@ from tersor.bundle.program import UNUSED_GROUP
 from tersor.kernels.layout import layouts
 from tersor.models.errors import (
     InvalidInputError,
+    RunAbandonedError,
     UnsupportedProgramError,
     WeightError,
 )
@@ -97,6 +98,22 @@ def test_groups_are_acquired_in_order_and_released_when_done(
     model.run(sentence_inputs(1, 4))
     order = [group for group in parts.program.group_order if group != UNUSED_GROUP]
     assert weights.events == [(event, group) for group in order for event in ("acquire", "release")]
+
+
+def test_an_abandoned_run_ends_before_its_next_operator_and_holds_no_weights(
+    encoder: tuple[nn.Module, GraphParts],
+) -> None:
+    _, parts = encoder
+    weights = RecordingWeights(resident_groups(parts))
+    model = GraphModel(parts.program, parts.graph_json, weights, device=CPU)
+    asked = iter(range(1000))
+    with pytest.raises(RunAbandonedError):
+        model.run(sentence_inputs(1, 4), abandoned=lambda: next(asked) == 60)
+    assert next(asked) == 61
+    acquired = [group for event, group in weights.events if event == "acquire"]
+    released = [group for event, group in weights.events if event == "release"]
+    assert 0 < len(acquired) < len(parts.program.group_order) - 1
+    assert sorted(acquired) == sorted(released)
 
 
 @pytest.mark.parametrize("layout", ["int8", "int4"])

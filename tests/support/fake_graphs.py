@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from tersor.bundle.program import GraphProgram, TensorSpec
-from tersor.models.errors import InvalidInputError
+from tersor.models.errors import InvalidInputError, RunAbandonedError
 from tersor.runtime.errors import ServingError
 
 
@@ -41,12 +41,18 @@ class RowRunner:
         self.gate = threading.Event()
         self.gate.set()
         self.batches: list[int] = []  # rows of every run begun
+        self.during: Callable[[int], object] = lambda rows: rows  # called in a run, with its rows
         self.failure: ServingError | None = None
 
-    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def run(
+        self, inputs: Mapping[str, Tensor], *, abandoned: Callable[[], bool] | None = None
+    ) -> dict[str, Tensor]:
         x, n = inputs["x"], inputs["n"]
         self.batches.append(x.shape[0])
         assert self.gate.wait(20)
+        self.during(x.shape[0])
+        if abandoned is not None and abandoned():
+            raise RunAbandonedError("nobody waits")
         if self.failure is not None:
             raise self.failure
         if (n < 0).any():

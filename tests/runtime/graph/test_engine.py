@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 
 import pytest
@@ -13,6 +13,7 @@ from fake_groups import until
 from tersor.bundle.program import GraphProgram
 from tersor.runtime.config import EngineConfig
 from tersor.runtime.errors import (
+    CancelledRequestError,
     DeadlineError,
     InternalError,
     InvalidRequestError,
@@ -40,6 +41,7 @@ class Bench:
         delay: float = 0.0,
         queue: int = 64,
         batch: int = 8,
+        clock: Callable[[], float] = time.monotonic,
     ) -> GraphEngine:
         engine = GraphEngine(
             name="rows",
@@ -50,6 +52,7 @@ class Bench:
             ),
             observer=self.observer,
             device=torch.device("cpu"),
+            clock=clock,
         )
         self.engines.append(engine)
         return engine
@@ -288,6 +291,42 @@ def test_deadlines_end_a_wait_in_the_queue(bench: Bench) -> None:
     first.result(20)
     assert bench.runner.batches == [1, 1]
     assert bench.observer.failures == ["deadline", "deadline"]
+
+
+def test_a_run_ends_once_its_caller_went_away(bench: Bench) -> None:
+    engine = bench.engine()
+    gone = bench.blocked(engine)
+    waiting = engine.submit(row_inputs(1.0))
+    assert not gone.cancel()  # it runs already
+    bench.runner.gate.set()
+    with pytest.raises(CancelledRequestError):
+        gone.result(20)
+    waiting.result(20)
+    assert bench.observer.failures == ["cancelled"]
+
+
+def test_a_run_ends_once_its_deadline_passed(bench: Bench) -> None:
+    now = [0.0]
+    engine = bench.engine(clock=lambda: now[0])
+    bench.runner.gate.clear()
+    late = engine.submit(row_inputs(1.0), deadline=1.0)
+    until(lambda: bench.runner.batches == [1])
+    now[0] = 2.0
+    bench.runner.gate.set()
+    with pytest.raises(DeadlineError, match="before the graph had run"):
+        late.result(20)
+    assert bench.observer.failures == ["deadline"]
+
+
+def test_a_run_goes_on_for_whoever_still_waits(bench: Bench) -> None:
+    engine = bench.engine()
+    first = bench.blocked(engine)
+    gone, wanted = engine.submit(row_inputs(1.0)), engine.submit(row_inputs(2.0))
+    bench.runner.during = lambda rows: gone.cancel() if rows == 2 else None
+    bench.runner.gate.set()
+    first.result(20)
+    torch.testing.assert_close(wanted.result(20)["y"], torch.full((1, 3), 4.0))
+    assert bench.runner.batches == [1, 2]
 
 
 def test_company_never_costs_a_request_its_deadline(bench: Bench) -> None:
