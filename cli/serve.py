@@ -56,7 +56,10 @@ def serve(
         bool, typer.Option("--preload", help="Load all weights before reporting ready.")
     ] = False,
 ) -> None:
-    """Serve bundles over gRPC, with Prometheus metrics on a second port.
+    """Serve bundles over gRPC.
+
+    Prometheus metrics are on a second port, warnings and errors on stderr. There is no TLS and no
+    authentication.
 
     Weights become resident when a request first needs them. SIGTERM drains: new requests are
     refused, running ones finish.

@@ -148,7 +148,7 @@ def stream_completion(channel: grpc.Channel) -> None:
 
 def embed(channel: grpc.Channel) -> None:
     """Sentence vectors over the Open Inference Protocol, from raw text."""
-    say("Sentence vectors by minilm-int8")
+    say("Sentence vectors by minilm-int8, compared with the first")
     data = b"".join(len(text.encode()).to_bytes(4, "little") + text.encode() for text in SENTENCES)
     request = grpc_service_pb2.ModelInferRequest(
         model_name="minilm-int8",
@@ -193,7 +193,6 @@ def main() -> None:
     say("Serving")
     with running_server() as (address, metrics_url), grpc.insecure_channel(address) as channel:
         grpc.channel_ready_future(channel).result(timeout=60)
-        print(f"  gRPC on {address}, metrics on {metrics_url}", flush=True)
         before = scrape(metrics_url)
         stream_completion(channel)
         embed(channel)
