@@ -10,6 +10,7 @@ import typer
 from tersor.cli.console import print_json, print_pairs
 from tersor.cli.options import JsonOption
 from tersor.cli.progress import ProgressBar
+from tersor.cli.signals import stoppable
 
 
 def convert(
@@ -37,7 +38,7 @@ def convert(
     from tersor.converters.recipe import load_recipe
     from tersor.runtime.config import format_bytes
 
-    with ProgressBar(visible=not json) as progress:
+    with stoppable(), ProgressBar(visible=not json) as progress:
         report = run(
             source, out, recipe=load_recipe(recipe, prune=prune), codec=codec,
             force=force, progress=progress,

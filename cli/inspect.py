@@ -14,6 +14,7 @@ from tersor.bundle.program import DecoderProgram
 from tersor.cli.console import Cell, error_line, print_json, print_pairs, print_table, to_json
 from tersor.cli.options import BundleArgument, JsonOption
 from tersor.cli.progress import ProgressBar
+from tersor.cli.signals import stoppable
 from tersor.runtime.config import format_bytes
 
 BundlesArgument = Annotated[list[Path], typer.Argument(metavar="BUNDLE", help="Bundles to check.")]
@@ -77,7 +78,7 @@ def extract(
     """
     from tersor.converters.extract import extract as run
 
-    with ProgressBar(visible=not json) as progress:
+    with stoppable(), ProgressBar(visible=not json) as progress:
         report = run(bundle, output, progress=progress, force=force)
     if json:
         print_json(report)

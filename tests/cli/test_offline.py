@@ -6,8 +6,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -228,3 +230,23 @@ def test_an_interrupt_while_the_libraries_load_is_no_traceback() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_writing_leaves_nothing_behind(
+    number: signal.Signals, tmp_path: Path, pico_dir: Path
+) -> None:
+    """The signal comes as soon as weights stand in the partial file."""
+    bundle = tmp_path / "b.tersor"
+    command = [sys.executable, "-m", "tersor.cli", "convert", str(pico_dir), str(bundle)]
+    with subprocess.Popen([*command, "--recipe", "int4"], stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        until = time.monotonic() + 60
+        while not any(file.stat().st_size > 100_000 for file in tmp_path.iterdir()):
+            assert process.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.002)
+        process.send_signal(number)
+        assert process.stderr.read() == b""
+        assert process.wait(timeout=60) == 128 + number
+    assert not list(tmp_path.iterdir())
