@@ -9,6 +9,7 @@ import typer
 
 from tersor.cli.console import decoded, print_json, print_pairs, to_json
 from tersor.cli.options import ActivationsOption, BundleArgument, DeviceOption, JsonOption
+from tersor.cli.signals import stoppable
 
 
 def evaluate(
@@ -31,14 +32,15 @@ def evaluate(
     """
     from tersor.converters.certify import evaluate as run
 
-    report = run(
-        bundle,
-        decoded(text.read_bytes(), str(text)),
-        reference=reference,
-        device=device,
-        activations=activations,  # type: ignore[arg-type]  # checked there
-        max_tokens=max_tokens,
-    )
+    with stoppable():
+        report = run(
+            bundle,
+            decoded(text.read_bytes(), str(text)),
+            reference=reference,
+            device=device,
+            activations=activations,  # type: ignore[arg-type]  # checked there
+            max_tokens=max_tokens,
+        )
     if json:
         print_json(report)
     else:

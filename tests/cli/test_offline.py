@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -16,6 +17,8 @@ import pytest
 import torch
 from command import Command
 from safetensors.torch import load_file
+
+from tersor.cli.signals import stoppable
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
@@ -250,3 +253,21 @@ def test_a_signal_while_writing_leaves_nothing_behind(
         assert process.stderr.read() == b""
         assert process.wait(timeout=60) == 128 + number
     assert not list(tmp_path.iterdir())
+
+
+def test_an_error_that_a_signal_became_is_no_traceback() -> None:
+    """Torch turns an exception out of a signal handler into a ValueError, now and then."""
+    before = signal.getsignal(signal.SIGINT)
+
+    def work() -> None:
+        with contextlib.suppress(SystemExit):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+        raise ValueError("could not determine the shape")
+
+    with pytest.raises(SystemExit) as stop, stoppable():
+        work()
+    assert stop.value.code == 130
+    with pytest.raises(ValueError, match="an error of its own"), stoppable():
+        raise ValueError("an error of its own")
+    assert signal.getsignal(signal.SIGINT) is before
