@@ -22,6 +22,7 @@ def compiled(function: Function) -> Function:
     index, which costs the rANS decoder 15 %.
     """
     try:
-        return numba.njit(nogil=True, cache=True)(function)
+        result: Function = numba.njit(nogil=True, cache=True)(function)
     except RuntimeError:  # no folder to keep a cache in: compile once a process
-        return numba.njit(nogil=True)(function)
+        result = numba.njit(nogil=True)(function)
+    return result
