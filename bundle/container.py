@@ -29,7 +29,10 @@ from tersor.bundle.errors import (
     BundleTruncatedError,
 )
 
-FORMAT_VERSION = 1
+# What is written. Version 1 has fewer codecs and filters, no tables, no shared chunks, no parity:
+# every file of it is a file of version 2 but for its number.
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
 
 # A byte above 127 and both line ends, so that a transfer in text mode breaks the very first bytes.
 HEADER_MAGIC = b"\x89TSR\r\n\x1a\n"
@@ -87,10 +90,10 @@ class Footer:
             raise BundleFormatError(
                 f"the file has {file_bytes} bytes, but its footer says {declared}"
             )
-        if version != FORMAT_VERSION or reserved != 0:
+        if version not in READABLE_VERSIONS or reserved != 0:
             raise BundleFormatError(
                 f"the footer has version {version} and reserved field {reserved}; expected "
-                f"{FORMAT_VERSION} and 0"
+                f"{' or '.join(map(str, READABLE_VERSIONS))}, and 0"
             )
         if stored > limits.MAX_MANIFEST_STORED_BYTES or raw > limits.MAX_MANIFEST_RAW_BYTES:
             raise BundleLimitError(
@@ -137,10 +140,10 @@ def check_header(data: bytes) -> None:
             f"the file is truncated: it has {len(data)} bytes, fewer than a header; copy it again"
         )
     _, version, flags, reserved = _HEADER.unpack(data)
-    if version != FORMAT_VERSION:
+    if version not in READABLE_VERSIONS:
         raise BundleFormatError(
-            f"the bundle has format version {version}; this build reads version {FORMAT_VERSION}, "
-            "so update tersor"
+            f"the bundle has format version {version}; this build reads versions "
+            f"{' and '.join(map(str, READABLE_VERSIONS))}, so update tersor"
         )
     if flags != 0 or any(reserved):
         raise BundleFormatError(

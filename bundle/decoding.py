@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 
@@ -19,6 +20,13 @@ from tersor.bundle.filters import FILTERS, check_symbols
 from tersor.bundle.manifest import Chunk, Plane, Stream
 
 Cancelled = Callable[[], bool]
+
+
+class Readable(Protocol):
+    """Where stored bytes come from."""
+
+    def read_into(self, offset: int, out: ByteArray) -> None:
+        """Fills `out` with the bytes at `offset`; raises BundleError."""
 
 
 class Workers:
@@ -131,15 +139,22 @@ def describe_chunk(plane: Plane, stream: Stream, index: int) -> str:
 class BlockDecoder:
     """Verifies and decodes the blocks of one plane: chunk i of every stream, joined into rows."""
 
-    def __init__(self, plane: Plane, codecs: Mapping[str, Codec]) -> None:
+    def __init__(
+        self,
+        plane: Plane,
+        codecs: Mapping[str, Codec],
+        tables: Sequence[ByteArray | None] = (),
+    ) -> None:
+        """`tables` are the decoded tables of the plane's streams; needed only to decode."""
         self.plane = plane
         self.geometry = Geometry.of_plane(plane)
         self._codecs = codecs
         self._filter = FILTERS[plane.filter]
         self._limit = SYMBOL_LIMITS.get(plane.dtype)
+        self._tables = tables
 
     def chunks(self, block: int) -> list[Chunk]:
-        """The chunks of a block, one a stream: consecutive in the file."""
+        """The chunks of a block, one a stream."""
         return [stream.chunks[block] for stream in self.plane.streams]
 
     def stored_bytes(self, block: int) -> int:
@@ -175,15 +190,17 @@ class BlockDecoder:
                 chunk = self.plane.streams[0].chunks[block]
                 raw = out.view(np.uint8)
                 if not np.may_share_memory(raw, stored):
-                    self._codecs[chunk.codec].decode_into(stored, raw)
+                    self._codecs[chunk.codec].decode_into(stored, raw, self._tables[0])
             else:
                 streams = []
                 at = 0
-                for chunk in self.chunks(block):
+                for chunk, table in zip(self.chunks(block), self._tables, strict=True):
                     data = stored[at : at + chunk.stored_bytes]
-                    streams.append(self._codecs[chunk.codec].decode(data, chunk.raw_bytes))
+                    codec = self._codecs[chunk.codec]
+                    streams.append(codec.decode(data, chunk.raw_bytes, table))
                     at += chunk.stored_bytes
-                self._filter.join(self.plane.dtype, streams, out)
+                rows = out.reshape(self.geometry.block_rows(block), -1)
+                self._filter.join(self.plane.dtype, streams, rows)
             # Nibbles cannot hold more than 15 by construction.
             if self._limit is not None and self._filter.identity:
                 check_symbols(out, self._limit)
@@ -191,3 +208,49 @@ class BlockDecoder:
             raise BundleCorruptError(
                 f"block {block} of plane {self.plane.name!r} is damaged: {error}"
             ) from error
+
+
+def runs(chunks: Sequence[Chunk]) -> Iterator[tuple[int, int]]:
+    """Offset and size of the fewest reads that give the chunks' stored bytes in their order."""
+    start = end = chunks[0].offset
+    for chunk in chunks:
+        if chunk.offset != end:
+            yield start, end - start
+            start = chunk.offset
+        end = chunk.offset + chunk.stored_bytes
+    yield start, end - start
+
+
+def read_chunks(source: Readable, chunks: Sequence[Chunk], out: ByteArray) -> None:
+    """Fills `out` with the stored bytes of `chunks`, one after the other; raises as the source."""
+    at = 0
+    for offset, size in runs(chunks):
+        source.read_into(offset, out[at : at + size])
+        at += size
+
+
+def load_tables(
+    source: Readable, plane: Plane, codecs: Mapping[str, Codec]
+) -> tuple[ByteArray | None, ...]:
+    """Reads, verifies and decodes the tables of a plane's streams.
+
+    Raises:
+        BundleCorruptError: a checksum does not match.
+        BundleError: as the source's `read_into`.
+    """
+    tables: list[ByteArray | None] = []
+    for stream in plane.streams:
+        chunk = stream.table
+        if chunk is None:
+            tables.append(None)
+            continue
+        stored = np.empty(chunk.stored_bytes, np.uint8)
+        source.read_into(chunk.offset, stored)
+        verify_chunk(stored, chunk, partial(describe_table, plane, stream))
+        tables.append(codecs[chunk.codec].decode(stored, chunk.raw_bytes))
+    return tuple(tables)
+
+
+def describe_table(plane: Plane, stream: Stream) -> str:
+    """How messages call a table."""
+    return f"the table of stream {stream.name!r} of plane {plane.name!r}"

@@ -86,10 +86,14 @@ class Geometry:
         first = chunk * self.rows_per_chunk
         return first, min(first + self.rows_per_chunk, self.rows)
 
+    def block_rows(self, chunk: int) -> int:
+        """Rows of a chunk."""
+        first, last = self.row_range(chunk)
+        return last - first
+
     def symbols(self, chunk: int) -> int:
         """Symbols in a chunk's rows."""
-        first, last = self.row_range(chunk)
-        return (last - first) * self.row_symbols
+        return self.block_rows(chunk) * self.row_symbols
 
 
 def rows_per_chunk(shape: tuple[int, ...], dtype: str, target_bytes: int) -> int:

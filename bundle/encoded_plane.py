@@ -102,10 +102,17 @@ class EncodedPlane:
     after the reader was closed (then without its threads).
     """
 
-    __slots__ = ("_context", "_selection", "_stored")
+    __slots__ = ("_context", "_selection", "_stored", "_tables")
 
-    def __init__(self, selection: RowSelection, stored: ByteArray, context: ReaderContext) -> None:
+    def __init__(
+        self,
+        selection: RowSelection,
+        stored: ByteArray,
+        tables: tuple[ByteArray | None, ...],
+        context: ReaderContext,
+    ) -> None:
         """Made by `BundleReader.fetch_plane`: `stored` holds the selection's blocks in order."""
+        self._tables = tables
         self._selection = selection
         self._stored = stored
         self._context = context
@@ -118,7 +125,7 @@ class EncodedPlane:
     @property
     def stored_bytes(self) -> int:
         """Host memory that the stored bytes take."""
-        return self._stored.size
+        return self._stored.size + sum(t.size for t in self._tables if t is not None)
 
     def decode(
         self, *, times: PhaseTimes | None = None, cancelled: Cancelled | None = None
@@ -139,7 +146,7 @@ class EncodedPlane:
             measured(times, "decode"),
             memory_for(f"plane {selection.plane.name!r}", selection.raw_bytes),
         ):
-            decoder = BlockDecoder(selection.plane, self._context.codecs)
+            decoder = BlockDecoder(selection.plane, self._context.codecs, self._tables)
             array = selection.new_array()
             tasks: list[Callable[[], None]] = []
             at = 0

@@ -32,6 +32,10 @@ class Fields:
         except KeyError:
             raise BundleFormatError(f"{self.where} has no field {key!r}") from None
 
+    def has(self, key: str) -> bool:
+        """Whether an optional field is there and not taken yet."""
+        return key in self._rest
+
     def text(self, key: str, *, max_bytes: int = limits.MAX_STRING_BYTES) -> str:
         """A non-empty string without control characters."""
         return as_text(self.take(key), self._at(key), max_bytes=max_bytes)

@@ -28,6 +28,7 @@ MAX_TENSORS = 1 << 16
 MAX_PLANES_PER_TENSOR = 16
 MAX_STREAMS_PER_PLANE = 16
 MAX_CHUNKS_PER_STREAM = 1 << 20
+MAX_TABLE_RAW_BYTES = 1 << 20  # what all chunks of a stream share; read for each plane
 MAX_GROUPS = 1 << 16
 MAX_ASSETS = 1 << 12
 MAX_SOURCES_PER_TENSOR = 1 << 12

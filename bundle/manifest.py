@@ -42,11 +42,13 @@ class Stream:
 
     name: str
     chunks: tuple[Chunk, ...]
+    table: Chunk | None = None  # what the chunks' codec needs for all of them
     # Summed once, not at each question: many tensors may share a plane of many chunks.
     stored_bytes: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         total = sum(chunk.stored_bytes for chunk in self.chunks)
+        total += self.table.stored_bytes if self.table else 0
         object.__setattr__(self, "stored_bytes", total)
 
 

@@ -169,11 +169,16 @@ def _plane_to_json(plane: Plane) -> dict[str, Any]:
         "filter": plane.filter,
         "rows_per_chunk": plane.rows_per_chunk,
         "digest": plane.digest,
-        "streams": [
-            {"name": stream.name, "chunks": [_chunk_to_json(chunk) for chunk in stream.chunks]}
-            for stream in plane.streams
-        ],
+        "streams": [_stream_to_json(stream) for stream in plane.streams],
     }
+
+
+def _stream_to_json(stream: Stream) -> dict[str, Any]:
+    value: dict[str, Any] = {"name": stream.name}
+    if stream.table is not None:
+        value["table"] = _chunk_to_json(stream.table)
+    value["chunks"] = [_chunk_to_json(chunk) for chunk in stream.chunks]
+    return value
 
 
 def _plane_from_json(value: object, where: str) -> Plane:
@@ -202,8 +207,13 @@ def _stream_from_json(value: object, plane: str) -> Stream:
         _chunk_from_json(item, where)
         for item in fields.items("chunks", limits.MAX_CHUNKS_PER_STREAM)
     )
+    table = fields.take("table") if fields.has("table") else None
     fields.finish()
-    return Stream(name=name, chunks=chunks)
+    return Stream(
+        name=name,
+        chunks=chunks,
+        table=None if table is None else _chunk_from_json(table, f"the table of {where}"),
+    )
 
 
 def _chunk_to_json(chunk: Chunk) -> dict[str, Any]:

@@ -28,7 +28,9 @@ from tersor.bundle.decoding import (
     Workers,
     check_cancelled,
     default_threads,
+    load_tables,
     memory_for,
+    read_chunks,
     verify_chunk,
 )
 from tersor.bundle.dtypes import AnyArray, ByteArray
@@ -129,7 +131,8 @@ class BundleReader:
         """
         selection = RowSelection.of(plane, rows)
         check_cancelled(cancelled)
-        decoder = BlockDecoder(plane, self._context.codecs)
+        tables = self._tables(plane, times)
+        decoder = BlockDecoder(plane, self._context.codecs, tables)
         sizes = [decoder.stored_bytes(block) for block in selection.blocks]
         starts = [0, *accumulate(sizes)]
         with self._loading(plane, starts[-1]):
@@ -141,7 +144,7 @@ class BundleReader:
                 self._load_block(decoder, block, part, busy)
 
             self._run(selection, load, times, cancelled)
-        return EncodedPlane(selection, stored, self._context)
+        return EncodedPlane(selection, stored, tables, self._context)
 
     def read_plane(
         self,
@@ -163,7 +166,7 @@ class BundleReader:
         """
         selection = RowSelection.of(plane, rows)
         check_cancelled(cancelled)
-        decoder = BlockDecoder(plane, self._context.codecs)
+        decoder = BlockDecoder(plane, self._context.codecs, self._tables(plane, times))
         with self._loading(plane, selection.raw_bytes):
             array = selection.new_array()
 
@@ -253,10 +256,16 @@ class BundleReader:
     ) -> None:
         """Reads a block and verifies it while it is still in the cache."""
         with measured(busy, "read"):
-            # The chunks of a block follow each other: validated when the bundle was opened.
-            self._file.read_into(decoder.chunks(block)[0].offset, out)
+            read_chunks(self._file, decoder.chunks(block), out)
         with measured(busy, "verify"):
             decoder.verify(block, out)
+
+    def _tables(self, plane: Plane, times: PhaseTimes | None) -> tuple[ByteArray | None, ...]:
+        """What the plane's streams share: a few KiB, read before its blocks."""
+        if all(stream.table is None for stream in plane.streams):
+            return (None,) * len(plane.streams)
+        with self._loading(plane, 0), self._file.using(), measured(times, "read"):
+            return load_tables(self._file, plane, self._context.codecs)
 
     def _read_asset(self, asset: Asset) -> bytes:
         chunk = asset.chunk

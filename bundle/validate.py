@@ -98,24 +98,39 @@ def check_plane(plane: Plane, where: str) -> None:
             f"{where} has {counts} chunks; its shape and rows_per_chunk make {geometry.num_chunks}"
         )
     if geometry.num_chunks == 0:
+        if any(stream.table is not None for stream in plane.streams):
+            raise BundleFormatError(f"{where} has a table but no chunk that could use it")
         return
     if geometry.block_bytes > limits.MAX_BLOCK_RAW_BYTES:
         raise BundleLimitError(
             f"{where} has blocks of {geometry.block_bytes} raw bytes; this build reads at most "
             f"{limits.MAX_BLOCK_RAW_BYTES}"
         )
+    _check_chunks(plane, geometry, where)
+
+
+def _check_chunks(plane: Plane, geometry: Geometry, where: str) -> None:
     # All chunks but the last cover the same rows, so only two sizes can occur.
-    full = entry.stream_bytes(plane.dtype, geometry.symbols(0))
-    last = entry.stream_bytes(plane.dtype, geometry.symbols(geometry.num_chunks - 1))
+    entry = FILTERS[plane.filter]
+    end = geometry.num_chunks - 1
+    full = entry.stream_bytes(plane.dtype, geometry.block_rows(0), geometry.row_symbols)
+    last = entry.stream_bytes(plane.dtype, geometry.block_rows(end), geometry.row_symbols)
     for stream, full_bytes, last_bytes in zip(plane.streams, full, last, strict=True):
         for index, chunk in enumerate(stream.chunks):
-            expected = last_bytes if index == geometry.num_chunks - 1 else full_bytes
+            expected = last_bytes if index == end else full_bytes
             if chunk.raw_bytes != expected:
                 raise BundleFormatError(
                     f"chunk {index} of stream {stream.name!r} of {where} declares "
                     f"{chunk.raw_bytes} raw bytes; its rows make {expected}"
                 )
             _check_stored(chunk, where)
+        if stream.table is not None:
+            if stream.table.raw_bytes > limits.MAX_TABLE_RAW_BYTES:
+                raise BundleLimitError(
+                    f"the table of stream {stream.name!r} of {where} has {stream.table.raw_bytes} "
+                    f"raw bytes; this build reads at most {limits.MAX_TABLE_RAW_BYTES}"
+                )
+            _check_stored(stream.table, where)
 
 
 def check_asset(asset: Asset) -> None:
@@ -229,19 +244,36 @@ def _check_program(manifest: Manifest) -> None:
 
 
 def _check_places(manifest: Manifest, data_end: int) -> None:
-    """Chunks fill the file in one known order: no overlap, no hole but alignment."""
+    """Chunks fill the file in one known order: no hole but alignment, no overlap but whole chunks.
+
+    A chunk stands where the one before it ends, or is one that has stood before, in every field.
+    """
     # A hole would hide bytes from every check, and let one file be a valid file of another format.
     cursor = HEADER_BYTES
+    placed: dict[int, Chunk] = {}
     for plane in stored_planes(manifest):
-        for index in range(len(plane.streams[0].chunks)):
-            if index == 0:
-                cursor = -(-cursor // limits.PLANE_ALIGNMENT) * limits.PLANE_ALIGNMENT
-            for stream in plane.streams:
-                cursor = _place(stream.chunks[index], cursor, f"stream {stream.name!r}", data_end)
+        aligned = -(-cursor // limits.PLANE_ALIGNMENT) * limits.PLANE_ALIGNMENT
+        first = True
+        for chunk, stream in plane_chunks(plane):
+            if placed.get(chunk.offset) == chunk:
+                continue
+            cursor = _place(chunk, aligned if first else cursor, f"stream {stream!r}", data_end)
+            placed[chunk.offset] = chunk
+            first = False
     for asset in manifest.assets:
         cursor = _place(asset.chunk, cursor, f"asset {asset.name!r}", data_end)
     if cursor != data_end:
         raise BundleFormatError(f"{data_end - cursor} bytes before the manifest belong to no chunk")
+
+
+def plane_chunks(plane: Plane) -> Iterator[tuple[Chunk, str]]:
+    """Chunks of a plane in the order of the file, tables first, with their streams' names."""
+    for stream in plane.streams:
+        if stream.table is not None:
+            yield stream.table, stream.name
+    for index in range(len(plane.streams[0].chunks)):
+        for stream in plane.streams:
+            yield stream.chunks[index], stream.name
 
 
 def _place(chunk: Chunk, cursor: int, where: str, data_end: int) -> int:

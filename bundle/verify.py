@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -14,11 +14,18 @@ from blake3 import blake3
 from tersor.bundle.bundle_file import BundleFile
 from tersor.bundle.codecs import Codec, ZstdCodec, default_codecs
 from tersor.bundle.container import HEADER_BYTES
-from tersor.bundle.decoding import BlockDecoder, describe_chunk, memory_for, verify_chunk
+from tersor.bundle.decoding import (
+    BlockDecoder,
+    describe_chunk,
+    describe_table,
+    memory_for,
+    read_chunks,
+    verify_chunk,
+)
 from tersor.bundle.digests import content_digest, digest_bytes
 from tersor.bundle.dtypes import AnyArray, ByteArray, Geometry, numpy_dtype
 from tersor.bundle.errors import BundleCorruptError, BundleError, path_text
-from tersor.bundle.manifest import Asset, Manifest, Plane
+from tersor.bundle.manifest import Asset, Chunk, Manifest, Plane
 from tersor.bundle.reader import read_manifest
 from tersor.bundle.validate import PlaneKey, plane_key, stored_planes
 
@@ -29,7 +36,7 @@ Progress = Callable[[int, int], None]  # bytes checked, bytes in all
 class Damage:
     """One thing that is wrong, and what depends on it."""
 
-    kind: str  # "chunk", "plane", "asset", "padding" or "digest"
+    kind: str  # "chunk", "table", "plane", "asset", "padding" or "digest"
     message: str
     tensors: tuple[str, ...] = ()  # all tensors that use the damaged plane
     plane: str | None = None
@@ -124,13 +131,12 @@ class _Verification:
         )
 
     def _check_plane(self, plane: Plane, tensors: tuple[str, ...]) -> None:
-        decoder = BlockDecoder(plane, self._codecs)
         hasher = blake3()
         before = len(self._damages)
+        tables = self._check_tables(plane, tensors)
+        decoder = BlockDecoder(plane, self._codecs, tables or ())
         for block in range(decoder.geometry.num_chunks):
-            if block == 0:
-                self._check_padding(decoder.chunks(0)[0].offset, plane)
-            symbols = self._check_block(decoder, block, tensors)
+            symbols = self._check_block(decoder, block, tensors, decodable=tables is not None)
             if symbols is not None:
                 hasher.update(symbols.view(np.uint8).data)
         digest = hasher.hexdigest()
@@ -143,15 +149,45 @@ class _Verification:
                 Damage(kind="plane", message=message, tensors=tensors, plane=plane.name)
             )
 
+    def _check_tables(
+        self, plane: Plane, tensors: tuple[str, ...]
+    ) -> tuple[ByteArray | None, ...] | None:
+        """The tables of the plane's streams; None if one is damaged."""
+        tables: list[ByteArray | None] = []
+        before = len(self._damages)
+        for stream in plane.streams:
+            chunk = stream.table
+            if chunk is None:
+                tables.append(None)
+                continue
+            self._chunks += 1
+            try:
+                stored = self._read_chunks([chunk], plane)
+                verify_chunk(stored, chunk, partial(describe_table, plane, stream))
+                tables.append(self._codecs[chunk.codec].decode(stored, chunk.raw_bytes))
+            except BundleCorruptError as error:
+                self._damages.append(
+                    Damage(
+                        kind="table",
+                        message=str(error),
+                        tensors=tensors,
+                        plane=plane.name,
+                        stream=stream.name,
+                        offset=chunk.offset,
+                        stored_bytes=chunk.stored_bytes,
+                    )
+                )
+        return None if len(self._damages) > before else tuple(tables)
+
     def _check_block(
-        self, decoder: BlockDecoder, block: int, tensors: tuple[str, ...]
+        self, decoder: BlockDecoder, block: int, tensors: tuple[str, ...], *, decodable: bool
     ) -> AnyArray | None:
         """Checks the chunks of one block and decodes it; None if it is damaged."""
         plane = decoder.plane
         chunks = decoder.chunks(block)
         self._chunks += len(chunks)
         size = decoder.stored_bytes(block)
-        stored = self._read(chunks[0].offset, size)
+        stored = self._read_chunks(chunks, plane)
         before = len(self._damages)
         at = 0
         for stream, chunk in zip(plane.streams, chunks, strict=True):
@@ -171,7 +207,7 @@ class _Verification:
                     stored_bytes=chunk.stored_bytes,
                 )
                 self._damages.append(damage)
-        if len(self._damages) > before:
+        if len(self._damages) > before or not decodable:
             return None
         symbols = np.empty(decoder.geometry.symbols(block), numpy_dtype(plane.dtype))
         try:
@@ -236,6 +272,18 @@ class _Verification:
                     message=f"the content digest is {whole}, expected {self._manifest.digest}",
                 )
             )
+
+    def _read_chunks(self, chunks: Sequence[Chunk], plane: Plane) -> ByteArray:
+        """The stored bytes of chunks, after what aligns the first that was not read before."""
+        for chunk in chunks:
+            if chunk.offset > self._checked:
+                self._check_padding(chunk.offset, plane)
+            self._checked = max(self._checked, chunk.offset + chunk.stored_bytes)
+        data = np.empty(sum(chunk.stored_bytes for chunk in chunks), np.uint8)
+        read_chunks(self._file, chunks, data)
+        if self._progress is not None:
+            self._progress(self._checked, self._file.size)
+        return data
 
     def _read(self, offset: int, size: int) -> ByteArray:
         data = np.empty(size, np.uint8)

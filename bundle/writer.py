@@ -22,9 +22,15 @@ from tersor.bundle.container import pack_header, pack_manifest
 from tersor.bundle.decoding import default_threads
 from tersor.bundle.digests import checksum, content_digest, digest_array, digest_bytes
 from tersor.bundle.dtypes import AnyArray, Geometry, rows_per_chunk
-from tersor.bundle.encoding import Chooser, EncodedChunk, block_of, block_target
+from tersor.bundle.encoding import (
+    DECODE_FLOOR_MB_PER_SECOND,
+    Chooser,
+    EncodedChunk,
+    PlanePlan,
+    block_of,
+    block_target,
+)
 from tersor.bundle.errors import BundleError, BundleLimitError, BundleWriteError, path_text
-from tersor.bundle.filters import Filter
 from tersor.bundle.json_fields import as_text, check_unique
 from tersor.bundle.manifest import (
     Asset,
@@ -60,6 +66,7 @@ class BundleWriter:
         source: Mapping[str, Any],
         recipe: Mapping[str, Any],
         codec: str = AUTO,
+        decode_floor: float = DECODE_FLOOR_MB_PER_SECOND,
         producer: str = "",
         threads: int | None = None,
     ) -> None:
@@ -72,6 +79,8 @@ class BundleWriter:
             recipe: JSON: what was done to it.
             codec: "auto" measures all codecs per chunk; a name uses that one, and raw where it
                 does not pay.
+            decode_floor: MB/s that a codec must be rated to decode on one core, for "auto" to
+                choose it.
             producer: program and version; "" is this one's.
             threads: that encode one plane together, at most 2 by default; the bytes do not depend
                 on it.
@@ -81,7 +90,7 @@ class BundleWriter:
                 folder cannot be written.
         """
         self._codecs = default_codecs()
-        self._chooser = Chooser(self._codecs, codec)
+        self._chooser = Chooser(self._codecs, codec, decode_floor)
         with _as_write_error("the bundle"):
             self._program = program_from_json(program_to_json(program))
             check_free(dict(source), "source")
@@ -96,6 +105,8 @@ class BundleWriter:
         self._assets: list[tuple[Asset, bytes, str]] = []
         # One plane a key: equal bytes of equal dtype and shape are stored once.
         self._stored: dict[PlaneKey, Plane] = {}
+        # Chunks by raw content and the table they need: equal ones are stored once.
+        self._placed: dict[tuple[str, int], Chunk] = {}
         self._state = "open"
         self._pool: ThreadPoolExecutor | None = None
         self._file = AtomicFile(Path(path))
@@ -112,19 +123,14 @@ class BundleWriter:
             raise BundleWriteError(f"the asset {name!r} was already added")
         if not data:
             raise BundleWriteError(f"the asset {name!r} is empty; leave it out")
-        zstd = cast(ZstdCodec, self._codecs["zstd"])
-        stored, codec = zstd.encode_text(np.frombuffer(data, np.uint8)), "zstd"
-        if len(stored) >= len(data):
-            stored, codec = data, "raw"
-        encoded = EncodedChunk(
-            data=stored, raw_bytes=len(data), codec=codec, checksum=checksum(stored)
-        )
+        encoded = self._as_text(data)
+        stored = encoded.data
         asset = Asset(name=name, media_type=media_type, chunk=encoded.at(0))
         with _as_write_error(f"asset {name!r}"):
             as_text(name, "its name", max_bytes=limits.MAX_NAME_BYTES)
             as_text(media_type, "its media type", max_bytes=limits.MAX_NAME_BYTES)
             check_asset(asset)
-        self._assets.append((asset, stored, digest_bytes(data)))
+        self._assets.append((asset, stored, encoded.digest))
 
     def add_tensor(
         self,
@@ -277,37 +283,55 @@ class BundleWriter:
                 f"at most {limits.MAX_BLOCK_RAW_BYTES}, so give it more rows"
             )
         flat = array.reshape(-1)
-        chosen = self._chooser.choose_filter(dtype, flat, geometry)
-        names = chosen.stream_names(dtype)
-        chunks: list[list[Chunk]] = [[] for _ in names]
-        if geometry.num_chunks:
-            self._file.align(limits.PLANE_ALIGNMENT)
-        for block in self._encoded_blocks(dtype, flat, geometry, chosen):
-            for stream, encoded in zip(chunks, block, strict=True):
-                stream.append(encoded.at(self._file.append(encoded.data)))
+        plan = self._chooser.plan(dtype, flat, geometry)
+        aligned = False
+
+        def place(encoded: EncodedChunk, table: Chunk | None) -> Chunk:
+            nonlocal aligned
+            key = (encoded.digest, table.offset if table else 0)
+            if key not in self._placed:
+                if not aligned:
+                    self._file.align(limits.PLANE_ALIGNMENT)
+                    aligned = True
+                self._placed[key] = encoded.at(self._file.append(encoded.data))
+            return self._placed[key]
+
+        tables = [
+            None if stream.table is None else place(self._as_text(stream.table.tobytes()), None)
+            for stream in plan.streams
+        ]
+        chunks: list[list[Chunk]] = [[] for _ in plan.streams]
+        for block in self._encoded_blocks(dtype, flat, geometry, plan):
+            for placed, encoded, table in zip(chunks, block, tables, strict=True):
+                placed.append(place(encoded, table))
         plane = Plane(
             name="",
             dtype=dtype,
             shape=array.shape,
-            filter=chosen.name,
+            filter=plan.filter.name,
             rows_per_chunk=rows,
             digest=digest,
             streams=tuple(
-                Stream(name=stream_name, chunks=tuple(stream))
-                for stream_name, stream in zip(names, chunks, strict=True)
+                Stream(name=stream_name, chunks=tuple(placed), table=table)
+                for stream_name, placed, table in zip(
+                    plan.filter.stream_names(dtype), chunks, tables, strict=True
+                )
             ),
         )
         check_plane(plane, "a plane")
         return plane
 
     def _encoded_blocks(
-        self, dtype: str, flat: AnyArray, geometry: Geometry, chosen: Filter
+        self, dtype: str, flat: AnyArray, geometry: Geometry, plan: PlanePlan
     ) -> Iterator[list[EncodedChunk]]:
         """The blocks in order, encoded by several threads a few ahead of the file."""
 
         def encode(index: int) -> list[EncodedChunk]:
-            streams = chosen.split(dtype, block_of(flat, geometry, index))
-            return [self._chooser.encode(stream) for stream in streams]
+            streams = plan.filter.split(dtype, block_of(flat, geometry, index))
+            return [
+                self._chooser.encode(stream, how)
+                for stream, how in zip(streams, plan.streams, strict=True)
+            ]
 
         if self._threads < 2 or geometry.num_chunks < 2:
             yield from map(encode, range(geometry.num_chunks))
@@ -321,6 +345,20 @@ class BundleWriter:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+
+    def _as_text(self, data: bytes) -> EncodedChunk:
+        """Assets and tables: zstd at a high level, raw where that does not pay."""
+        zstd = cast(ZstdCodec, self._codecs["zstd"])
+        stored, codec = zstd.encode_text(np.frombuffer(data, np.uint8)), "zstd"
+        if len(stored) >= len(data):
+            stored, codec = data, "raw"
+        return EncodedChunk(
+            data=stored,
+            raw_bytes=len(data),
+            codec=codec,
+            checksum=checksum(stored),
+            digest=digest_bytes(data),
+        )
 
     def _end_threads(self) -> None:
         pool, self._pool = self._pool, None

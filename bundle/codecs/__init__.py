@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tersor.bundle.codecs.base import Codec, Encoder
+from tersor.bundle.codecs.base import BYTES, Codec, Draft, Encoder, StreamShape
+from tersor.bundle.codecs.entropy.huffman import HuffmanCodec
+from tersor.bundle.codecs.entropy.rans import RansCodec
 from tersor.bundle.codecs.lz4 import Lz4Codec
 from tersor.bundle.codecs.raw import RawCodec
 from tersor.bundle.codecs.zstd import ZstdCodec
 
 AUTO = "auto"
 
-# Ordered by speed of decoding: of two equally small encodings the earlier codec is kept.
-_CODECS: tuple[type[Codec], ...] = (RawCodec, Lz4Codec, ZstdCodec)
+# Of two equally small encodings the earlier codec is kept.
+_CODECS: tuple[type[Codec], ...] = (RawCodec, Lz4Codec, ZstdCodec, HuffmanCodec, RansCodec)
 
 CODEC_NAMES: tuple[str, ...] = tuple(codec.name for codec in _CODECS)
 MAX_RATIOS: Mapping[str, int] = {codec.name: codec.max_ratio for codec in _CODECS}
@@ -29,12 +31,17 @@ def default_codecs() -> Mapping[str, Codec]:
 
 __all__ = [
     "AUTO",
+    "BYTES",
     "CODEC_NAMES",
     "MAX_RATIOS",
     "Codec",
+    "Draft",
     "Encoder",
+    "HuffmanCodec",
     "Lz4Codec",
+    "RansCodec",
     "RawCodec",
+    "StreamShape",
     "ZstdCodec",
     "default_codecs",
 ]

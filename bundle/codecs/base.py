@@ -48,6 +48,8 @@ class Codec(ABC):
     # Rated, not timed while writing, so that the choice of a codec is deterministic: decoded MB/s
     # on a trained exponent plane, one core of a 3 GHz Sapphire Rapids Xeon, rounded down.
     decode_mb_per_second: ClassVar[int]
+    # Whether `draft` tells the size of an encoding before the work.
+    drafts: ClassVar[bool] = False
 
     @property
     @abstractmethod

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import lz4.block
 import numpy as np
 
-from tersor.bundle.codecs.base import Codec, Encoder
+from tersor.bundle.codecs.base import Codec, Encoder, StreamShape
 from tersor.bundle.dtypes import ByteArray
 from tersor.bundle.errors import BundleCorruptError
 
@@ -17,12 +17,16 @@ class Lz4Codec(Codec):
 
     name = "lz4"
     max_ratio = 255  # a length byte extends a match by at most 255
+    decode_mb_per_second = 900
 
     @property
     def encoders(self) -> Sequence[Encoder]:
         return (_compress,)
 
-    def decode(self, stored: ByteArray, raw_bytes: int) -> ByteArray:
+    def decode(
+        self, stored: ByteArray, raw_bytes: int, table: ByteArray | None = None
+    ) -> ByteArray:
+        del table
         try:
             raw: bytes = lz4.block.decompress(stored, uncompressed_size=raw_bytes)
         except lz4.block.LZ4BlockError as error:
@@ -34,6 +38,7 @@ class Lz4Codec(Codec):
         return np.frombuffer(raw, np.uint8)
 
 
-def _compress(data: ByteArray) -> bytes:
+def _compress(data: ByteArray, shape: StreamShape, table: ByteArray | None) -> bytes:
+    del shape, table
     stored: bytes = lz4.block.compress(data, store_size=False)
     return stored

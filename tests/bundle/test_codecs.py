@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_bundles import weights
 
-from tersor.bundle.codecs import CODEC_NAMES, MAX_RATIOS, ZstdCodec, default_codecs
+from tersor.bundle.codecs import BYTES, CODEC_NAMES, MAX_RATIOS, ZstdCodec, default_codecs
 from tersor.bundle.dtypes import ByteArray
-from tersor.bundle.encoding import Chooser
+from tersor.bundle.encoding import Chooser, StreamPlan
 from tersor.bundle.errors import BundleCorruptError, BundleWriteError
 from tersor.bundle.filters import FILTERS
 
+PLAIN = StreamPlan(shape=BYTES)
 Make = Callable[[int], ByteArray]
 
 
@@ -46,7 +47,7 @@ def test_round_trip(name: str, make: Make, size: int) -> None:
     codec = default_codecs()[name]
     data = make(size)
     for encoder in codec.encoders:
-        stored = np.frombuffer(encoder(data), np.uint8)
+        stored = np.frombuffer(encoder(data, BYTES, None), np.uint8)
         assert data.size <= stored.size * MAX_RATIOS[name]
         assert codec.decode(stored, data.size).tobytes() == data.tobytes()
         out = np.empty(data.size, np.uint8)
@@ -59,7 +60,7 @@ def test_round_trip(name: str, make: Make, size: int) -> None:
 def test_a_wrong_raw_size_is_damage(name: str, wrong: int) -> None:
     codec = default_codecs()[name]
     data = _rows(5000)
-    stored = np.frombuffer(codec.encoders[0](data), np.uint8)
+    stored = np.frombuffer(codec.encoders[0](data, BYTES, None), np.uint8)
     with pytest.raises(BundleCorruptError):
         codec.decode(stored, data.size + wrong)
 
@@ -68,7 +69,7 @@ def test_a_wrong_raw_size_is_damage(name: str, wrong: int) -> None:
 def test_bytes_after_the_end_and_missing_bytes_are_damage(name: str) -> None:
     codec = default_codecs()[name]
     data = _rows(5000)
-    stored = codec.encoders[0](data)
+    stored = codec.encoders[0](data, BYTES, None)
     for bad in (stored + b"\0", stored[:-1], stored[: len(stored) // 2], b"\0", stored * 2):
         with pytest.raises(BundleCorruptError):
             codec.decode(np.frombuffer(bad, np.uint8), data.size)
@@ -95,7 +96,7 @@ def test_exponents_are_stored_near_their_order_0_entropy() -> None:
     counts = np.bincount(data)
     share = counts[counts > 0] / data.size
     bound = -(share * np.log2(share)).sum() / 8 * data.size
-    chosen = Chooser(default_codecs(), "auto").encode(data)
+    chosen = Chooser(default_codecs(), "auto").encode(data, PLAIN)
     assert chosen.codec == "zstd"
     # A Huffman code wastes a little on the most frequent exponent; level 1 would waste 10 %.
     assert len(chosen.data) < 1.03 * bound
@@ -104,17 +105,21 @@ def test_exponents_are_stored_near_their_order_0_entropy() -> None:
 def test_auto_keeps_the_smallest_and_stores_noise_raw() -> None:
     codecs = default_codecs()
     chooser = Chooser(codecs, "auto")
-    assert chooser.encode(_noise(1 << 19)).codec == "raw"
+    assert chooser.encode(_noise(1 << 19), PLAIN).codec == "raw"
     for data in (_exponents(1 << 19), _rows(1 << 19), _zeros(1 << 19), _exponents(3000)):
-        sizes = [len(encoder(data)) for codec in codecs.values() for encoder in codec.encoders]
-        assert len(chooser.encode(data).data) == min(sizes)
+        sizes = [
+            len(encoder(data, BYTES, None))
+            for codec in codecs.values()
+            for encoder in codec.encoders
+        ]
+        assert len(chooser.encode(data, PLAIN).data) == min(sizes)
 
 
 def test_a_named_codec_is_used_alone_with_raw_where_it_does_not_pay() -> None:
     chooser = Chooser(default_codecs(), "lz4")
-    assert chooser.encode(_rows(1 << 16)).codec == "lz4"
-    assert chooser.encode(_noise(1 << 16)).codec == "raw"
-    assert Chooser(default_codecs(), "raw").encode(_zeros(100)).codec == "raw"
+    assert chooser.encode(_rows(1 << 16), PLAIN).codec == "lz4"
+    assert chooser.encode(_noise(1 << 16), PLAIN).codec == "raw"
+    assert Chooser(default_codecs(), "raw").encode(_zeros(100), PLAIN).codec == "raw"
 
 
 def test_an_unknown_codec_is_refused_with_the_known_ones() -> None:
@@ -127,7 +132,7 @@ def test_one_codec_serves_many_threads() -> None:
     data = [_exponents(50_000 + n) for n in range(16)]
 
     def work(item: ByteArray) -> bool:
-        stored = [np.frombuffer(encoder(item), np.uint8) for encoder in codec.encoders]
+        stored = [np.frombuffer(encoder(item, BYTES, None), np.uint8) for encoder in codec.encoders]
         return all(codec.decode(s, item.size).tobytes() == item.tobytes() for s in stored)
 
     with ThreadPoolExecutor(8) as pool:

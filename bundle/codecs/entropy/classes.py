@@ -20,7 +20,7 @@ from tersor.bundle.dtypes import AnyArray, ByteArray
 
 ROW_CLASSES = 4
 COLUMN_CLASSES = 4
-# Narrower rows say too little about themselves; wider or more of them take too much memory to count.
+# Narrower rows say too little about themselves; wider or more of them take much memory to count.
 MIN_ROW_SYMBOLS = 128
 MAX_ROW_SYMBOLS = 1 << 16
 _MAX_COUNTS = 1 << 25
@@ -86,7 +86,8 @@ def assign_rows(
         counts = np.zeros((symbols.shape[0], present.size), np.int64)
         count_rows(np.ascontiguousarray(part), dense, counts)
         cost += counts @ per_class[:, kind, present].T
-    return cost.argmin(axis=1).astype(np.uint8)
+    best: ByteArray = cost.argmin(axis=1).astype(np.uint8)
+    return best
 
 
 def _numbering(symbols: AnyArray, alphabet: int) -> tuple[AnyArray, AnyArray]:
@@ -119,4 +120,5 @@ def _cost(counts: AnyArray) -> AnyArray:
     """Bits of each symbol, in parts, int64 [classes, contexts * symbols]."""
     smoothed = counts + 1
     share = smoothed / smoothed.sum(axis=-1, keepdims=True)
-    return np.rint(-np.log2(share) * _SCALE).astype(np.int64).reshape(counts.shape[0], -1)
+    bits: AnyArray = np.rint(-np.log2(share) * _SCALE).astype(np.int64)
+    return bits.reshape(counts.shape[0], -1)

@@ -1,4 +1,4 @@
-"""From counts to a static table: which symbols it holds, and frequencies that sum to a power of two.
+"""From counts to a static table: which symbols it holds, and frequencies that sum to 2^precision.
 
 A symbol outside the table is a *patch*: the coder writes the table's most frequent symbol in its
 place, and position and value stand beside the coded block. A table entry takes bytes and a slot
@@ -44,7 +44,8 @@ def kept_symbols(counts: AnyArray, precision: int, symbol_bytes: int) -> AnyArra
     if kept.size == 0 or kept.size > 1 << (precision - 1):
         order = np.argsort(-counts[present], kind="stable")
         kept = np.sort(present[order[: 1 if kept.size == 0 else 1 << (precision - 1)]])
-    return kept
+    result: AnyArray = kept
+    return result
 
 
 def _patch_limit(total: int, precision: int, symbol_bytes: int) -> float:

@@ -25,7 +25,7 @@ _SYMBOLS = np.uint64(4 * _LOOKUPS)  # that they decode at most
 
 
 @compiled
-def encode_segment(symbols: AnyArray, codes: AnyArray, out: ByteArray) -> int:
+def encode_segment(symbols: AnyArray, codes: AnyArray, out: ByteArray) -> np.uint64:
     """Writes the codes of `symbols`, the first bit highest in its byte; returns the bytes used.
 
     `codes`: uint32 [alphabet], length << 16 | code. `out` has room for 12 bits a symbol.
@@ -71,7 +71,7 @@ def fill_quads(singles: AnyArray, quads: AnyArray) -> None:
 
 
 @compiled
-def _word(stored: ByteArray, at: int) -> int:
+def _word(stored: ByteArray, at: np.uint64) -> np.uint64:
     """The eight bytes at `at`, the first one highest: one load and one byte swap."""
     return (
         (_U64(stored[at]) << _U64(56))
@@ -86,7 +86,7 @@ def _word(stored: ByteArray, at: int) -> int:
 
 
 @compiled
-def _put(out: ByteArray, at: int, entry: int) -> None:
+def _put(out: ByteArray, at: np.uint64, entry: np.uint64) -> None:
     """Four symbols at once, of which the next look-up overwrites what was too many."""
     out[at] = _U8(entry & _BYTE)
     out[at + _U64(1)] = _U8((entry >> _U64(8)) & _BYTE)
@@ -201,5 +201,6 @@ def decode_rest(stored: ByteArray, bit: int, end: int, singles: AnyArray, out: A
     if left >= _U64(8):
         return False
     if left > _U64(0):
-        return (_U64(stored[last - _U64(1)]) & ((_U64(1) << left) - _U64(1))) == _U64(0)
+        unused = (_U64(1) << left) - _U64(1)
+        return bool((_U64(stored[last - _U64(1)]) & unused) == _U64(0))
     return True

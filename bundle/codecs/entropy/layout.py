@@ -127,7 +127,7 @@ def num_blocks(symbols: int) -> int:
     return -(-symbols // BLOCK_SYMBOLS)
 
 
-def symbol_kind(symbol_bytes: int) -> type[np.uint8] | type[np.uint16]:
+def symbol_kind(symbol_bytes: int) -> type[np.uint8 | np.uint16]:
     """The numpy type of symbols."""
     return np.uint8 if symbol_bytes == 1 else np.uint16
 

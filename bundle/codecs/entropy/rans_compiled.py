@@ -35,7 +35,7 @@ def encode_blocks(
     ends: AnyArray,
     states: AnyArray,
     words: AnyArray,
-) -> int:
+) -> np.uint64:
     """Encodes all blocks, each from its last symbol to its first.
 
     Args:
@@ -67,22 +67,21 @@ def encode_blocks(
         index = last
         while index > first:
             index -= _U64(1)
-            lane = (index - first) % _LANES
+            turn = (index - first) % _LANES
             code = _U64(symbols[index])
             if many:
                 code += _U64(tables[index]) * _U64(alphabet)
             entry = codes[code]
             frequency = entry >> _HALF
-            state = lanes[lane]
+            state = lanes[turn]
             # After coding, the state must stay below 2^32. 2^precision itself never overflows it.
             if frequency < (_U32(1) << bits) and state >= (frequency << room):
                 at -= _U64(1)
                 scratch[at] = np.uint16(state & _MASK)
                 state >>= _HALF
             quotient = state // frequency
-            lanes[lane] = (quotient << bits) + (state - quotient * frequency) + (entry & _MASK)
-        for lane in range(LANES):
-            states[block, lane] = lanes[lane]
+            lanes[turn] = (quotient << bits) + (state - quotient * frequency) + (entry & _MASK)
+        states[block, :] = lanes
         while at < _BLOCK:
             words[written] = scratch[at]
             written += _U64(1)
@@ -137,7 +136,7 @@ def decode_block(
     values: AnyArray,
     precision: int,
     out: AnyArray,
-    uniform: bool,
+    uniform: bool,  # noqa: FBT001 - numba has no keywords at this speed
 ) -> bool:
     """Decodes one block into `out`.
 
@@ -190,9 +189,9 @@ def decode_block(
                 at += _U64(2) * _U64(short)
         done += _LANES
     # The last steps, a symbol at a time: each read is checked.
-    lane = _U64(0)
+    number = _U64(0)
     while done < count:
-        state = states[lane]
+        state = states[number]
         slot = state & mask
         if many:
             slot += _U32(ids[done]) << bits
@@ -204,12 +203,9 @@ def decode_block(
                 return False
             state = (state << _HALF) | _U32(stored[at]) | (_U32(stored[at + _U64(1)]) << _U32(8))
             at += _U64(2)
-        states[lane] = state
+        states[number] = state
         done += _U64(1)
-        lane = (lane + _U64(1)) % _LANES
+        number = (number + _U64(1)) % _LANES
     if at != limit:
         return False
-    for lane in range(_LANES):
-        if states[lane] != _LOW:
-            return False
-    return True
+    return bool((states == _LOW).all())

@@ -15,8 +15,8 @@ from tersor.bundle.errors import BundleCorruptError
 
 # 4096 slots lie in the first-level cache. For 256 symbols the rounding costs below 0.2 %.
 PRECISION = 12
-# The tables of four classes lie there with 2048 slots (650 instead of 585 MB/s for 0.05 % more bits),
-# as long as there are few symbols.
+# The tables of four classes lie there with 2048 slots, as long as there are few symbols (650 MB/s
+# instead of 585 for 0.05 % more bits).
 CLASSED_PRECISION = 11
 _FEW_SYMBOLS = 64
 # Wide alphabets need more slots than symbols.
