@@ -39,6 +39,9 @@ MAX_GRAPH_TENSORS = 1 << 10
 MAX_RANK = 16
 MAX_DIMENSION = 1 << 40
 MAX_PLANE_RAW_BYTES = 1 << 38
+# Chunks may be shared, so a file of one chunk could declare any number of bytes; this bounds what
+# checking a whole file can take by its length. It is the ratio that a single zstd chunk may have.
+MAX_EXPANSION = 1 << 15
 MAX_BLOCK_RAW_BYTES = 1 << 30  # one row is never split, so this is also the widest row
 MAX_ASSET_RAW_BYTES = 1 << 28
 

@@ -251,10 +251,12 @@ def _check_places(manifest: Manifest, data_end: int) -> None:
     # A hole would hide bytes from every check, and let one file be a valid file of another format.
     cursor = HEADER_BYTES
     placed: dict[int, Chunk] = {}
+    raw_bytes = 0
     for plane in stored_planes(manifest):
         aligned = -(-cursor // limits.PLANE_ALIGNMENT) * limits.PLANE_ALIGNMENT
         first = True
         for chunk, stream in plane_chunks(plane):
+            raw_bytes += chunk.raw_bytes
             if placed.get(chunk.offset) == chunk:
                 continue
             cursor = _place(chunk, aligned if first else cursor, f"stream {stream!r}", data_end)
@@ -264,6 +266,11 @@ def _check_places(manifest: Manifest, data_end: int) -> None:
         cursor = _place(asset.chunk, cursor, f"asset {asset.name!r}", data_end)
     if cursor != data_end:
         raise BundleFormatError(f"{data_end - cursor} bytes before the manifest belong to no chunk")
+    if raw_bytes > limits.MAX_EXPANSION * data_end:
+        raise BundleLimitError(
+            f"the planes' chunks declare {raw_bytes} raw bytes; in a file with {data_end} bytes of "
+            f"chunks this build reads at most {limits.MAX_EXPANSION * data_end}"
+        )
 
 
 def plane_chunks(plane: Plane) -> Iterator[tuple[Chunk, str]]:

@@ -107,6 +107,7 @@ class BundleWriter:
         self._stored: dict[PlaneKey, Plane] = {}
         # Chunks by raw content and the table they need: equal ones are stored once.
         self._placed: dict[tuple[str, int], Chunk] = {}
+        self._raw_bytes = 0  # of all chunks, shared ones each time
         self._state = "open"
         self._pool: ThreadPoolExecutor | None = None
         self._file = AtomicFile(Path(path))
@@ -289,11 +290,13 @@ class BundleWriter:
         def place(encoded: EncodedChunk, table: Chunk | None) -> Chunk:
             nonlocal aligned
             key = (encoded.digest, table.offset if table else 0)
-            if key not in self._placed:
-                if not aligned:
-                    self._file.align(limits.PLANE_ALIGNMENT)
-                    aligned = True
-                self._placed[key] = encoded.at(self._file.append(encoded.data))
+            self._raw_bytes += encoded.raw_bytes
+            if key in self._placed and self._may_share():
+                return self._placed[key]
+            if not aligned:
+                self._file.align(limits.PLANE_ALIGNMENT)
+                aligned = True
+            self._placed[key] = encoded.at(self._file.append(encoded.data))
             return self._placed[key]
 
         tables = [
@@ -345,6 +348,10 @@ class BundleWriter:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+
+    def _may_share(self) -> bool:
+        """Whether what a reader would have to decode stays in proportion to the file."""
+        return self._raw_bytes <= limits.MAX_EXPANSION * self._file.offset
 
     def _as_text(self, data: bytes) -> EncodedChunk:
         """Assets and tables: zstd at a high level, raw where that does not pay."""

@@ -107,10 +107,10 @@ def test_03_bytes_appended_or_put_before(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("offset", "value", "message"),
     [
-        (8, 2, "format version 2; this build reads version 1, so update"),
+        (8, 3, "format version 3; this build reads versions 1 and 2, so update"),
         (12, 1, "flags 0x1"),
         (63, 1, "reserved bytes"),
-        (-16, 2, "footer has version 2"),
+        (-16, 3, "footer has version 3"),
         (-12, 1, "reserved field 1"),
     ],
 )

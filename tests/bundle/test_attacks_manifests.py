@@ -259,16 +259,24 @@ def test_17_planes_that_share_chunks(bundle: Path) -> None:
         value["planes"].append(value["planes"][0])
         value["tensors"][-1]["planes"][0]["plane"] = len(value["planes"]) - 1
 
-    def other_digest(value: Json) -> None:
-        repeated(value)
-        value["planes"][-1] = {**value["planes"][0], "digest": "0" * 64}
+    def overlapping(value: Json) -> None:
+        first = chunk_of(value)
+        chunk_of(value, 0, 1)["offset"] = first["offset"] + 1
+
+    def shortened(value: Json) -> None:
+        first = chunk_of(value)
+        value["planes"][0]["streams"][1]["chunks"] = [
+            {**first, "stored_bytes": first["stored_bytes"] - 1}
+        ]
 
     data = bundle.read_bytes()
     forge(bundle, repeated)
     refuses(bundle, "plane 6 repeats the digest, dtype and shape of plane 0")
     bundle.write_bytes(data)
-    forge(bundle, other_digest)
-    refuses(bundle, "overlaps the one before it")
+    for part in (overlapping, shortened):
+        forge(bundle, part)
+        refuses(bundle, "overlaps the one before it")
+        bundle.write_bytes(data)
 
 
 @pytest.mark.parametrize(

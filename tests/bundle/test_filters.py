@@ -21,11 +21,11 @@ COUNTS = [1, 2, 3, 255, (1 << 16) - 1, (1 << 16) + 1]
 @pytest.mark.parametrize("count", COUNTS)
 def test_join_undoes_split(dtype: str, name: str, count: int) -> None:
     entry = FILTERS[name]
-    block = symbols(dtype, (count,), seed=count)
+    block = symbols(dtype, (1, count), seed=count)
     streams = entry.split(dtype, block)
     assert tuple(stream.size for stream in streams) == entry.stream_bytes(dtype, 1, count)
     assert len(entry.stream_names(dtype)) == len(streams)
-    out = np.empty(count, numpy_dtype(dtype))
+    out = np.empty((1, count), numpy_dtype(dtype))
     entry.join(dtype, streams, out)
     assert out.tobytes() == block.tobytes()
 

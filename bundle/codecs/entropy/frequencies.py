@@ -65,7 +65,7 @@ def normalised(counts: AnyArray, precision: int) -> AnyArray:
     """Frequencies at least 1, proportional to `counts` (each at least 1), of sum 2^precision."""
     size = 1 << precision
     total = int(counts.sum())
-    frequencies = np.maximum(1, (counts * size + total // 2) // total)
+    frequencies: AnyArray = np.maximum(1, (counts * size + total // 2) // total)
     missing = size - int(frequencies.sum())
     while missing:
         # The symbols for which one slot more, or one less, matters least or most. A few at a time.
