@@ -164,8 +164,14 @@ BOMB_BYTES = 1 << 27
 def bomb(tmp_path: Path) -> Path:
     """A file of a few KiB whose only plane is 128 MiB: each MiB of it repeats 251 bytes."""
     path = tmp_path / "bomb.tersor"
+    cycle = np.arange(251, dtype=np.uint8)
     with writer(path, codec="zstd") as target:
-        add(target, "w", "u8", np.stack([np.resize(noise(251, n), 1 << 20) for n in range(128)]))
+        add(
+            target,
+            "w",
+            "u8",
+            np.stack([np.resize(cycle + np.uint8(n), 1 << 20) for n in range(128)]),
+        )
         target.commit()
     assert path.stat().st_size < 1 << 17
     return path
