@@ -30,7 +30,8 @@ POISON = 0xA5
 def bell(count: int, spread: int = 8) -> ByteArray:
     """Symbols around 128, as the codes of a quantizer are."""
     total = noise(8 * count, spread).view("<u2").reshape(count, 4).astype(np.int64).sum(axis=1)
-    return (128 + (total - (2 << 16)) // (1 << (17 - spread))).clip(0, 255).astype(np.uint8)
+    centred: AnyArray = 128 + (total - (2 << 16)) // (1 << (17 - spread))
+    return centred.clip(0, 255).astype(np.uint8)
 
 
 def scaled_rows(rows: int, columns: int, *, by_column: bool = False) -> ByteArray:

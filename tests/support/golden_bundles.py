@@ -96,4 +96,6 @@ def _classed(shape: tuple[int, ...]) -> AnyArray:
     rows = np.array([2, 8, 32, 128])[np.arange(shape[0]) % 4][:, None]
     columns = np.array([1, 2, 4, 8])[np.arange(shape[1]) % 4][None, :]
     value = _uniform(shape, 40)
-    return np.where(value * rows * columns < (1 << 17), 1 + value % 5, 0).astype(np.uint8)
+    result: AnyArray = np.where(value * rows * columns < (1 << 17), 1 + value % 5, 0)
+    symbols_: AnyArray = result.astype(np.uint8)
+    return symbols_
