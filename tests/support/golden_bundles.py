@@ -80,7 +80,8 @@ def _peaked(shape: tuple[int, ...], exponent: int) -> AnyArray:
     exponents = exponent + (_uniform(shape, 11) % 7 == 0)
     mantissa = _uniform(shape, 12) % 8
     sign = _uniform(shape, 13) % 2
-    return ((sign << 7) | (exponents << 3) | mantissa).astype(np.uint8)
+    result: AnyArray = (sign << 7) | (exponents << 3) | mantissa
+    return result.astype(np.uint8)
 
 
 def _wide(shape: tuple[int, ...]) -> AnyArray:
