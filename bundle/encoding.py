@@ -99,7 +99,9 @@ class Chooser:
                 f"unknown codec {codec!r}; expected {AUTO} or one of {', '.join(codecs)}"
             )
         chosen = [codec] if codec != AUTO else [
-            name for name, each in codecs.items() if each.decode_mb_per_second >= decode_floor
+            name
+            for name, each in codecs.items()
+            if each.in_auto and each.decode_mb_per_second >= decode_floor
         ]  # fmt: skip
         self._codecs = [codecs[name] for name in chosen if name != "raw"]
         self._column_classes = decode_floor <= COLUMN_CLASSES_MB_PER_SECOND

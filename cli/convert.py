@@ -28,7 +28,8 @@ def convert(
         typer.Option(help="Prune first: magnitude:0.5 (share of zeros) or 2:4 (zeros in n:m)."),
     ] = None,
     codec: Annotated[
-        str, typer.Option(help="auto measures and keeps the smallest; or raw, zstd, lz4.")
+        str,
+        typer.Option(help="auto measures and keeps the smallest; or raw, zstd, lz4, lz78, lzw."),
     ] = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
     json: JsonOption = False,

@@ -13,9 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_bundles import weights
 
-from tersor.bundle.codecs import BYTES, CODEC_NAMES, MAX_RATIOS, ZstdCodec, default_codecs
+from tersor.bundle.codecs import (
+    BYTES,
+    CODEC_NAMES,
+    MAX_RATIOS,
+    Codec,
+    RawCodec,
+    ZstdCodec,
+    default_codecs,
+)
 from tersor.bundle.dtypes import ByteArray
-from tersor.bundle.encoding import Chooser, StreamPlan
+from tersor.bundle.encoding import DECODE_FLOOR_MB_PER_SECOND, Chooser, StreamPlan
 from tersor.bundle.errors import BundleCorruptError, BundleWriteError
 from tersor.bundle.filters import FILTERS
 
@@ -65,7 +73,7 @@ def test_a_wrong_raw_size_is_damage(name: str, wrong: int) -> None:
         codec.decode(stored, data.size + wrong)
 
 
-@pytest.mark.parametrize("name", ["zstd", "lz4"])
+@pytest.mark.parametrize("name", CODEC_NAMES[1:])
 def test_bytes_after_the_end_and_missing_bytes_are_damage(name: str) -> None:
     codec = default_codecs()[name]
     data = _rows(5000)
@@ -110,6 +118,7 @@ def test_auto_keeps_the_smallest_and_stores_noise_raw() -> None:
         sizes = [
             len(encoder(data, BYTES, None))
             for codec in codecs.values()
+            if codec.in_auto
             for encoder in codec.encoders
         ]
         assert len(chooser.encode(data, PLAIN).data) == min(sizes)
@@ -123,12 +132,54 @@ def test_a_named_codec_is_used_alone_with_raw_where_it_does_not_pay() -> None:
 
 
 def test_an_unknown_codec_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(BundleWriteError, match="'brotli'; expected auto or one of raw, lz4, zstd"):
+    with pytest.raises(
+        BundleWriteError, match="'brotli'; expected auto or one of raw, lz4, zstd, "
+    ):
         Chooser(default_codecs(), "brotli")
 
 
-def test_one_codec_serves_many_threads() -> None:
-    codec = ZstdCodec()
+class _SlowCodec(ZstdCodec):
+    name = "other"
+    decode_mb_per_second = DECODE_FLOOR_MB_PER_SECOND - 1
+
+
+class _FastEnoughCodec(ZstdCodec):
+    name = "other"
+    decode_mb_per_second = DECODE_FLOOR_MB_PER_SECOND
+
+
+class _OnlyByNameCodec(ZstdCodec):
+    name = "other"
+    in_auto = False
+
+
+@pytest.mark.parametrize(
+    ("codec", "tried"),
+    [(_SlowCodec(), False), (_FastEnoughCodec(), True), (_OnlyByNameCodec(), False)],
+)
+def test_auto_leaves_out_what_decodes_slowly_or_is_only_for_who_names_it(
+    codec: Codec, tried: bool
+) -> None:
+    codecs = {"raw": RawCodec(), "other": codec}
+    data = _exponents(5000)
+    assert Chooser(codecs, "auto").encode(data, PLAIN).codec == ("other" if tried else "raw")
+    assert Chooser(codecs, "other").encode(data, PLAIN).codec == "other"
+
+
+def test_auto_tries_lz4_and_zstd_but_neither_lz78_nor_lzw() -> None:
+    tried = {
+        name: codec.in_auto and codec.decode_mb_per_second >= DECODE_FLOOR_MB_PER_SECOND
+        for name, codec in default_codecs().items()
+    }
+    assert tried["lz4"]
+    assert tried["zstd"]
+    assert not tried["lz78"]
+    assert not tried["lzw"]
+
+
+@pytest.mark.parametrize("name", CODEC_NAMES)
+def test_one_codec_serves_many_threads(name: str) -> None:
+    codec = default_codecs()[name]
     data = [_exponents(50_000 + n) for n in range(16)]
 
     def work(item: ByteArray) -> bool:

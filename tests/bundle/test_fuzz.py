@@ -17,6 +17,7 @@ from tiny_bundles import (
     write_tiny,
 )
 
+from tersor.bundle.codecs import CODEC_NAMES
 from tersor.bundle.digests import checksum
 from tersor.bundle.errors import (
     BundleError,
@@ -69,7 +70,7 @@ def test_fuzz_stored_chunks_with_valid_checksums(
     for _ in range(data.draw(st.integers(1, 8))):
         mutable[start + data.draw(st.integers(0, size - 1))] = data.draw(st.integers(0, 255))
     chunk["checksum"] = f"{checksum(bytes(mutable[start : start + size])):016x}"
-    chunk["codec"] = data.draw(st.sampled_from(["raw", "lz4", "zstd"]))
+    chunk["codec"] = data.draw(st.sampled_from(CODEC_NAMES))
     path.write_bytes(bytes(mutable))
     forge(path, lambda text: text.update(value))
     with suppress(BundleError):

@@ -15,8 +15,6 @@ from tiny_bundles import manifest_text, read_all, weights, write_tiny
 
 from tersor import bundle as package
 from tersor.bundle import limits
-from tersor.bundle.codecs import CODEC_NAMES
-from tersor.bundle.filters import FILTERS
 from tersor.bundle.manifest import DTYPES
 from tersor.bundle.reader import BundleReader
 from tersor.bundle.validate import stored_planes
@@ -42,14 +40,14 @@ def test_golden_files_read_as_they_were_written(codec: str) -> None:
     assert _content_hash(path) == CONTENT
 
 
-def test_golden_files_use_every_codec_and_filter() -> None:
+def test_golden_files_of_version_1_use_every_codec_and_filter_it_had() -> None:
     used: set[str] = set()
     for codec in CODECS:
         with BundleReader.open(GOLDEN / f"v1-{codec}.tersor") as reader:
             for plane in stored_planes(reader.manifest):
                 used.add(plane.filter)
                 used |= {chunk.codec for stream in plane.streams for chunk in stream.chunks}
-    assert used == {*FILTERS, *CODEC_NAMES}
+    assert used == {"none", "nibbles", "float_split", "raw", "lz4", "zstd"}
 
 
 def test_the_writer_still_writes_the_golden_bytes(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Importing the package loads no torch and starts no thread; what it exports is exact."""
+"""Importing the package loads no torch and no numba and starts no thread; its exports are exact."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ sys.modules["torch"] = None
 sys.modules["triton"] = None
 import tersor.bundle.reader, tersor.bundle.writer, tersor.bundle.verify
 assert threading.active_count() == 1, threading.enumerate()
+assert "numba" not in sys.modules
 """
 
 
-def test_importing_needs_no_torch_and_starts_no_thread() -> None:
+def test_importing_needs_no_torch_no_numba_and_starts_no_thread() -> None:
     subprocess.run([sys.executable, "-c", SCRIPT], check=True)
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tiny_bundles import add, symbols, weights, write_tiny, writer
 
 from tersor.bundle import limits
+from tersor.bundle.codecs import AUTO, CODEC_NAMES
 from tersor.bundle.dtypes import numpy_dtype
 from tersor.bundle.manifest import DTYPES
 from tersor.bundle.reader import BundleReader
@@ -43,7 +44,7 @@ def test_every_dtype_in_odd_shapes(tmp_path: Path, dtype: str) -> None:
     assert verify(path).ok
 
 
-@pytest.mark.parametrize("codec", ["auto", "raw", "lz4", "zstd"])
+@pytest.mark.parametrize("codec", [AUTO, *CODEC_NAMES])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_many_chunks_with_a_short_last_one(tmp_path: Path, codec: str, threads: int) -> None:
     path = tmp_path / "x.tersor"
@@ -136,7 +137,7 @@ def test_not_contiguous_and_big_endian_arrays_are_written_right(tmp_path: Path) 
 @given(
     dtype=st.sampled_from(list(DTYPES)),
     shape=st.lists(st.integers(0, 9), max_size=4).map(tuple),
-    codec=st.sampled_from(["auto", "raw", "lz4", "zstd"]),
+    codec=st.sampled_from([AUTO, *CODEC_NAMES]),
     seed=st.integers(0, 1000),
 )
 @settings(derandomize=True, max_examples=60, deadline=None)
