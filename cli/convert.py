@@ -29,7 +29,10 @@ def convert(
     ] = None,
     codec: Annotated[
         str,
-        typer.Option(help="auto measures and keeps the smallest; or raw, zstd, lz4, lz78, lzw."),
+        typer.Option(
+            help="auto measures and keeps the smallest; "
+            "or raw, lz4, zstd, lz78, lzw, huffman, rans."
+        ),
     ] = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
     json: JsonOption = False,

@@ -3,7 +3,7 @@
 LZ77 (zstd, lz4) refers to any place within a window; these refer to a phrase that was found before,
 by its number. The encoder needs no search for matches and the decoder no entropy decoding. On
 weights, which repeat no strings, the phrases are those that chance repeats: trained exponents, of
-which zstd's entropy encoder stores 33.0 %, take 35.9 % in LZW and 45.2 % in LZ78. No plane is
+which rANS stores 32.7 % and zstd 32.9 %, take 35.9 % in LZW and 45.2 % in LZ78. No plane is
 smallest in either, and encoding runs at about 110 MB/s, so `auto` leaves them out.
 """
 

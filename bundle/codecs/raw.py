@@ -14,7 +14,7 @@ class RawCodec(Codec):
 
     name = "raw"
     max_ratio = 1
-    decode_mb_per_second = 23000
+    decode_mb_per_second = 22000
 
     @property
     def encoders(self) -> Sequence[Encoder]:
