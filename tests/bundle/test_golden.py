@@ -1,4 +1,4 @@
-"""Golden files: version 1 stays readable for ever, and the writer's bytes do not drift."""
+"""Golden files: every version stays readable for ever, and the writer's bytes do not drift."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import jsonschema  # type: ignore[import-untyped]  # ships no types
 import numpy as np
 import pytest
 import zstandard
+from golden_bundles import KINDS, write_golden
 from tiny_bundles import manifest_text, read_all, weights, write_tiny
 
 from tersor import bundle as package
@@ -24,6 +25,11 @@ GOLDEN = Path(__file__).resolve().parent / "golden"
 CODECS = ["raw", "lz4", "auto"]
 # sha256 over the decoded content, by name: what every later version must still read.
 CONTENT = "e6b4d841490a8cd00859b7479a31bf3409efd441571829124c9f09fa8e3d740d"
+
+CONTENT_2 = {
+    "small": "d46cd56d7d9b8d037a6cbfc2d2b7a654ea716ace838a061b3ce453c26b3b828a",
+    "classed": "b6d782a0b6114a856fb00b38a4f1a30b9ef38c80e2d9b31670dde4ccebf84731",
+}
 
 
 def _content_hash(path: Path) -> str:
@@ -50,15 +56,49 @@ def test_golden_files_of_version_1_use_every_codec_and_filter_it_had() -> None:
     assert used == {"none", "nibbles", "float_split", "raw", "lz4", "zstd"}
 
 
-def test_the_writer_still_writes_the_golden_bytes(tmp_path: Path) -> None:
-    path = tmp_path / "v1.tersor"
-    # Raw planes: what zstd makes of them is its version's business.
-    write_tiny(path, codec="raw")
-    written, golden = path.read_bytes(), (GOLDEN / "v1-raw.tersor").read_bytes()
-    weights_end = json.loads(manifest_text(golden)[0])["assets"][0]["chunk"]["offset"]
-    assert written[:weights_end] == golden[:weights_end]
+@pytest.mark.parametrize("kind", KINDS)
+def test_golden_files_of_version_2_read_as_they_were_written(kind: str) -> None:
+    path = GOLDEN / f"v2-{kind}.tersor"
+    assert verify(path).ok
+    assert _content_hash(path) == CONTENT_2["classed" if kind.startswith("rans-") else "small"]
+
+
+def test_golden_files_of_version_2_use_every_part_of_the_format() -> None:
+    used: set[str] = set()
+    for kind in KINDS:
+        with BundleReader.open(GOLDEN / f"v2-{kind}.tersor") as reader:
+            for plane in stored_planes(reader.manifest):
+                used.add(plane.filter)
+                for stream in plane.streams:
+                    used |= {chunk.codec for chunk in stream.chunks}
+                    used |= {"table"} if stream.table else set()
+                    offsets = [chunk.offset for chunk in stream.chunks]
+                    used |= {"shared"} if len(set(offsets)) < len(offsets) else set()
+    assert used == {*FILTERS, *CODEC_NAMES, "table", "shared"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_writer_still_writes_the_golden_bytes(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "v2.tersor"
+    write_golden(path, kind)
+    golden = GOLDEN / f"v2-{kind}.tersor"
     if zstandard.ZSTD_VERSION == (1, 5, 7):
-        assert written == golden
+        assert path.read_bytes() == golden.read_bytes()
+    # What zstd makes of tables, assets and the manifest is its version's business; ours is ours.
+    assert _own_chunks(path) == _own_chunks(golden)
+
+
+def _own_chunks(path: Path) -> list[bytes]:
+    """Stored bytes of the chunks whose codecs are our own."""
+    data = path.read_bytes()
+    with BundleReader.open(path) as reader:
+        return [
+            data[chunk.offset : chunk.offset + chunk.stored_bytes]
+            for plane in stored_planes(reader.manifest)
+            for stream in plane.streams
+            for chunk in stream.chunks
+            if chunk.codec in {"raw", "lz78", "lzw", "huffman", "rans"}
+        ]
 
 
 def test_the_frame_of_the_file_byte_by_byte() -> None:

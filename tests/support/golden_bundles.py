@@ -16,7 +16,9 @@ from tersor.bundle.dtypes import AnyArray
 from tersor.bundle.manifest import Manifest
 
 # Codecs by name; "auto"; and rANS with classes of rows, or of rows and columns.
-KINDS = ("raw", "lz4", "zstd", "huffman", "rans", "rans-rows", "rans-columns", "auto")
+KINDS = (
+    "raw", "lz4", "zstd", "lz78", "lzw", "huffman", "rans", "rans-rows", "rans-columns", "auto",
+)  # fmt: skip
 
 
 def write_golden(path: Path, kind: str) -> Manifest:
