@@ -16,6 +16,8 @@ from tiny_bundles import manifest_text, read_all, weights, write_tiny
 
 from tersor import bundle as package
 from tersor.bundle import limits
+from tersor.bundle.codecs import CODEC_NAMES
+from tersor.bundle.filters import FILTERS
 from tersor.bundle.manifest import DTYPES
 from tersor.bundle.reader import BundleReader
 from tersor.bundle.validate import stored_planes
