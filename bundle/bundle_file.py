@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 from tersor.bundle.dtypes import ByteArray
 from tersor.bundle.errors import (
@@ -48,6 +49,17 @@ class BundleFile:
         self._users = 0
         self._closed = False
         self._idle = threading.Condition()
+
+    @classmethod
+    @contextmanager
+    def opened(cls, path: str | os.PathLike[str]) -> Iterator[Self]:
+        """Opens `path` for the block's reads, and closes it after them. Raises as `BundleFile`."""
+        file = cls(path)
+        try:
+            with file.using():
+                yield file
+        finally:
+            file.close()
 
     @contextmanager
     def using(self) -> Iterator[None]:

@@ -7,6 +7,7 @@ BundleError
 ├── BundleLimitError          a declared size exceeds a cap of this build, or the memory there is
 ├── BundleNotFoundError       no such file, tensor, plane or asset
 ├── BundleReadError           the operating system cannot read the file, or the reader is closed
+├── BundleParityError         there is no parity, or more is damaged than it restores
 ├── BundleWriteError          the writer was misused, or the destination cannot be written
 └── BundleCancelledError      the caller cancelled a read
 """
@@ -14,6 +15,10 @@ BundleError
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tersor.bundle.repair import RepairReport
 
 
 class BundleError(Exception):
@@ -42,6 +47,17 @@ class BundleNotFoundError(BundleError):
 
 class BundleReadError(BundleError):
     """The operating system cannot read the file, or the reader is closed."""
+
+
+class BundleParityError(BundleError):
+    """There is no parity, or more is damaged than it restores.
+
+    `report` says what is lost, where that is known.
+    """
+
+    def __init__(self, message: str, report: RepairReport | None = None) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 class BundleWriteError(BundleError):

@@ -15,6 +15,12 @@ TARGET_BLOCK_RAW_BYTES = 1 << 20
 TARGET_BLOCKS_PER_PLANE = 32
 MAX_TARGET_BLOCK_RAW_BYTES = 1 << 24
 
+# Parity blocks are whole pages, so that a damaged sector is one block or two; and a whole stripe of
+# 255 of the largest fits into 16 MiB, which bounds what encoding and repair hold in memory.
+PARITY_BLOCK_UNIT = 4096
+MAX_PARITY_BLOCK_BYTES = 1 << 16
+MAX_STRIPE_BLOCKS = 255  # data and parity: the points of GF(256) but one
+
 MAX_FILE_BYTES = 1 << 48
 MAX_MANIFEST_STORED_BYTES = 1 << 26
 MAX_MANIFEST_RAW_BYTES = 1 << 27

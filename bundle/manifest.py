@@ -127,6 +127,16 @@ class Asset:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Parity:
+    """Where the parity section begins, and how the bytes outside it are cut into stripes."""
+
+    offset: int  # of the section, which ends where the manifest begins
+    block_bytes: int
+    data_blocks: int  # of a stripe
+    parity_blocks: int  # of a stripe: how many of its blocks may be damaged
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """Everything a reader needs to know before it reads a single weight."""
 
@@ -139,6 +149,7 @@ class Manifest:
     certificate: Mapping[str, Any] | None  # JSON: the measured cost of the recipe
     producer: str  # "tersor 0.1.0"
     digest: str  # BLAKE3 hex over all plane digests and assets, in order
+    parity: Parity | None = None
 
     def tensor(self, name: str) -> TensorEntry:
         """The tensor called `name`; KeyError if there is none."""

@@ -28,6 +28,7 @@ from tersor.bundle.manifest import (
     Stream,
     TensorEntry,
 )
+from tersor.bundle.parity_json import parity_from_json, parity_to_json
 from tersor.bundle.program_json import program_from_json, program_to_json
 from tersor.bundle.strict_json import check_free, dumps, loads
 from tersor.bundle.validate import PlaneKey, check_tensor, plane_key, validate
@@ -54,6 +55,7 @@ def manifest_to_json(manifest: Manifest) -> bytes:
                 planes.append(_plane_to_json(plane))
             references.append({"name": plane.name, "plane": table[key]})
         tensors.append(_tensor_to_json(tensor, references))
+    optional = {} if manifest.parity is None else {"parity": parity_to_json(manifest.parity)}
     return dumps(
         {
             "producer": manifest.producer,
@@ -73,12 +75,15 @@ def manifest_to_json(manifest: Manifest) -> bytes:
             "source": dict(manifest.source),
             "certificate": None if manifest.certificate is None else dict(manifest.certificate),
             "digest": manifest.digest,
+            **optional,
         }
     )
 
 
 def manifest_from_json(text: bytes, *, data_end: int) -> Manifest:
-    """Parses and validates a manifest; `data_end` is its own offset, where chunk data ends.
+    """Parses and validates a manifest; `data_end` is its own offset.
+
+    Chunk data ends there, or where the parity section begins.
 
     Raises:
         BundleFormatError: anything that format version 1 does not allow.
@@ -105,6 +110,7 @@ def manifest_from_json(text: bytes, *, data_end: int) -> Manifest:
         source=_free(fields.take("source"), "source"),
         certificate=None if certificate is None else _free(certificate, "certificate"),
         digest=fields.digest("digest"),
+        parity=parity_from_json(fields),
     )
     fields.finish()
     used.finish()

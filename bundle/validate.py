@@ -17,6 +17,7 @@ from tersor.bundle.errors import BundleFormatError, BundleLimitError
 from tersor.bundle.filters import FILTERS
 from tersor.bundle.json_fields import check_unique
 from tersor.bundle.manifest import Asset, Chunk, Manifest, Plane, TensorEntry
+from tersor.bundle.parity import check_parity
 from tersor.bundle.program import UNUSED_GROUP, GraphProgram
 
 # Assets are written out by `tersor extract`: no way out of its folder, on any system.
@@ -27,6 +28,8 @@ PlaneKey = tuple[str, str, tuple[int, ...]]
 
 def validate(manifest: Manifest, *, data_end: int) -> None:
     """Checks a manifest whose chunk data must fill the file from the header to `data_end`.
+
+    With parity, `data_end` is where its section ends, and chunk data ends before it.
 
     Raises:
         BundleFormatError: two fields contradict each other.
@@ -44,6 +47,9 @@ def validate(manifest: Manifest, *, data_end: int) -> None:
     _check_sources(manifest)
     _check_groups(manifest)
     _check_program(manifest)
+    if manifest.parity is not None:
+        check_parity(manifest.parity, data_end)
+        data_end = manifest.parity.offset
     _check_places(manifest, data_end)
 
 
@@ -264,6 +270,8 @@ def _check_places(manifest: Manifest, data_end: int) -> None:
             first = False
     for asset in manifest.assets:
         cursor = _place(asset.chunk, cursor, f"asset {asset.name!r}", data_end)
+    if manifest.parity is not None:
+        cursor = -(-cursor // limits.PARITY_BLOCK_UNIT) * limits.PARITY_BLOCK_UNIT
     if cursor != data_end:
         raise BundleFormatError(f"{data_end - cursor} bytes before the manifest belong to no chunk")
     if raw_bytes > limits.MAX_EXPANSION * data_end:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
 
@@ -14,6 +14,7 @@ from blake3 import blake3
 from tersor.bundle.bundle_file import BundleFile
 from tersor.bundle.codecs import Codec, ZstdCodec, default_codecs
 from tersor.bundle.container import HEADER_BYTES
+from tersor.bundle.damage import Damage
 from tersor.bundle.decoding import (
     BlockDecoder,
     describe_chunk,
@@ -26,25 +27,13 @@ from tersor.bundle.digests import content_digest, digest_bytes
 from tersor.bundle.dtypes import AnyArray, ByteArray, Geometry, numpy_dtype
 from tersor.bundle.errors import BundleCorruptError, BundleError, path_text
 from tersor.bundle.manifest import Asset, Chunk, Manifest, Plane
+from tersor.bundle.parity_survey import ParityReport
+from tersor.bundle.parity_verify import check_parity_section
+from tersor.bundle.places import Owners
 from tersor.bundle.reader import read_manifest
 from tersor.bundle.validate import PlaneKey, plane_key, stored_planes
 
 Progress = Callable[[int, int], None]  # bytes checked, bytes in all
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Damage:
-    """One thing that is wrong, and what depends on it."""
-
-    kind: str  # "chunk", "table", "plane", "asset", "padding" or "digest"
-    message: str
-    tensors: tuple[str, ...] = ()  # all tensors that use the damaged plane
-    plane: str | None = None
-    stream: str | None = None
-    chunk: int | None = None
-    asset: str | None = None
-    offset: int | None = None  # in the file
-    stored_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +45,7 @@ class VerifyReport:
     chunks: int
     assets: int
     damages: tuple[Damage, ...]
+    parity: ParityReport | None = None  # None: the bundle has none
 
     @property
     def ok(self) -> bool:
@@ -83,11 +73,21 @@ def verify(path: str | os.PathLike[str], *, progress: Progress | None = None) ->
         codecs = default_codecs()
         manifest = read_manifest(file, cast(ZstdCodec, codecs["zstd"]))
         with file.using():
-            return _Verification(file, manifest, codecs, progress).run()
+            report = _Verification(file, manifest, codecs, progress).run()
+            return _with_parity(report, file, manifest)
     except BundleError as error:
         raise type(error)(f"{path_text(file.path)}: {error}") from error
     finally:
         file.close()
+
+
+def _with_parity(report: VerifyReport, file: BundleFile, manifest: Manifest) -> VerifyReport:
+    owners = Owners(manifest)
+    damages = tuple(
+        replace(damage, groups=owners.groups(damage.tensors)) for damage in report.damages
+    )
+    found, parity = check_parity_section(file, manifest, intact=report.ok)
+    return replace(report, damages=(*damages, *found), parity=parity)
 
 
 class _Verification:

@@ -18,7 +18,7 @@ import numpy as np
 from tersor.bundle import limits
 from tersor.bundle.atomic_file import AtomicFile
 from tersor.bundle.codecs import AUTO, ZstdCodec, default_codecs
-from tersor.bundle.container import pack_header, pack_manifest
+from tersor.bundle.container import pack_header
 from tersor.bundle.decoding import default_threads
 from tersor.bundle.digests import checksum, content_digest, digest_array, digest_bytes
 from tersor.bundle.dtypes import AnyArray, Geometry, rows_per_chunk
@@ -30,6 +30,7 @@ from tersor.bundle.encoding import (
     block_of,
     block_target,
 )
+from tersor.bundle.ending import append_end
 from tersor.bundle.errors import BundleError, BundleLimitError, BundleWriteError, path_text
 from tersor.bundle.json_fields import as_text, check_unique
 from tersor.bundle.manifest import (
@@ -44,6 +45,7 @@ from tersor.bundle.manifest import (
     TensorEntry,
 )
 from tersor.bundle.manifest_json import checked_tensor, manifest_from_json, manifest_to_json
+from tersor.bundle.parity import check_fraction, plan_parity
 from tersor.bundle.plane_data import PlaneData, contiguous
 from tersor.bundle.program import Program
 from tersor.bundle.program_json import program_from_json, program_to_json
@@ -69,6 +71,7 @@ class BundleWriter:
         decode_floor: float = DECODE_FLOOR_MB_PER_SECOND,
         producer: str = "",
         threads: int | None = None,
+        parity: float | None = None,
     ) -> None:
         """Opens a temporary file beside `path`.
 
@@ -84,10 +87,11 @@ class BundleWriter:
             producer: program and version; "" is this one's.
             threads: that encode one plane together, at most 2 by default; the bytes do not depend
                 on it.
+            parity: parity blocks for each block of data, 0.005 to 0.5; None is no parity.
 
         Raises:
-            BundleWriteError: the codec is unknown, the program or the JSON is not valid, or the
-                folder cannot be written.
+            BundleWriteError: the codec is unknown, the program or the JSON is not valid, `parity`
+                is out of range, or the folder cannot be written.
         """
         self._codecs = default_codecs()
         self._chooser = Chooser(self._codecs, codec, decode_floor)
@@ -95,6 +99,9 @@ class BundleWriter:
             self._program = program_from_json(program_to_json(program))
             check_free(dict(source), "source")
             check_free(dict(recipe), "recipe")
+        if parity is not None:
+            check_fraction(parity)
+        self._parity = parity
         self._source = dict(source)
         self._recipe = dict(recipe)
         self._producer = producer or _producer()
@@ -193,6 +200,8 @@ class BundleWriter:
             offset = self._file.append(stored)
             assets.append(replace(asset, chunk=replace(asset.chunk, offset=offset)))
         planes = (plane.digest for entry in self._tensors.values() for plane in entry.planes)
+        end = self._file.offset
+        parity = None if self._parity is None else plan_parity(end, self._parity)
         manifest = Manifest(
             program=self._program,
             tensors=tuple(self._tensors.values()),
@@ -205,17 +214,16 @@ class BundleWriter:
             certificate=None if certificate is None else dict(certificate),
             producer=self._producer,
             digest=content_digest([*planes, *(digest for _, _, digest in self._assets)]),
+            parity=parity,
         )
         with _as_write_error("the bundle"):
             if certificate is not None:
                 check_free(dict(certificate), "certificate")
             text = manifest_to_json(manifest)
             # What is written is what a reader will see, and only if a reader will accept it.
-            manifest = manifest_from_json(text, data_end=self._file.offset)
+            manifest = manifest_from_json(text, data_end=parity.offset if parity else end)
             zstd = cast(ZstdCodec, self._codecs["zstd"])
-            stored_manifest, footer = pack_manifest(text, self._file.offset, zstd)
-        self._file.append(stored_manifest)
-        self._file.append(footer.pack())
+            append_end(self._file, text, parity, zstd, threads=self._threads)
         self._file.publish()
         self._state = "committed"
         self._end_threads()

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tersor.cli.console import print_json, print_pairs
-from tersor.cli.options import JsonOption
+from tersor.cli.options import JsonOption, percentage
 from tersor.cli.progress import ProgressBar
 from tersor.cli.signals import stoppable
 
@@ -34,6 +34,10 @@ def convert(
             "or raw, lz4, zstd, lz78, lzw, huffman, rans."
         ),
     ] = "auto",
+    parity: Annotated[
+        str | None,
+        typer.Option(help="Add parity to repair damage by: 5% restores up to 5% of the file."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
     json: JsonOption = False,
 ) -> None:
@@ -42,10 +46,11 @@ def convert(
     from tersor.converters.recipe import load_recipe
     from tersor.runtime.config import format_bytes
 
+    share = None if parity is None else percentage(parity)
     with stoppable(), ProgressBar(visible=not json) as progress:
         report = run(
             source, out, recipe=load_recipe(recipe, prune=prune), codec=codec,
-            force=force, progress=progress,
+            parity=share, force=force, progress=progress,
         )  # fmt: skip
     if json:
         print_json(report)

@@ -11,10 +11,11 @@ import typer
 
 from tersor.bundle.manifest import Manifest, TensorEntry
 from tersor.bundle.program import DecoderProgram
-from tersor.cli.console import Cell, error_line, print_json, print_pairs, print_table, to_json
+from tersor.cli.console import Cell, print_json, print_pairs, print_table
 from tersor.cli.options import BundleArgument, JsonOption
 from tersor.cli.progress import ProgressBar
 from tersor.cli.signals import stoppable
+from tersor.cli.verified import check
 from tersor.runtime.config import format_bytes
 
 BundlesArgument = Annotated[list[Path], typer.Argument(metavar="BUNDLE", help="Bundles to check.")]
@@ -43,24 +44,16 @@ def inspect(
 def verify(bundles: BundlesArgument, *, json: JsonOption = False) -> None:
     """Check every checksum and digest.
 
-    Lists what is damaged; the exit code is 1 if anything is.
+    Lists what is damaged, and says whether `tersor repair` would restore it; the exit code is 1 if
+    anything is damaged.
     """
-    from tersor.bundle.errors import BundleError
-    from tersor.bundle.verify import VerifyReport
-    from tersor.bundle.verify import verify as run
-
-    reports: dict[str, VerifyReport | str] = {}
-    for bundle in bundles:
-        try:
-            reports[str(bundle)] = run(bundle)
-        except BundleError as error:
-            reports[str(bundle)] = str(error)
+    results = {str(bundle): check(bundle) for bundle in bundles}
     if json:
-        print_json({path: _verify_json(report) for path, report in reports.items()})
+        print_json({path: result.to_json() for path, result in results.items()})
     else:
-        for path, report in reports.items():
-            _print_verify(path, report)
-    if any(isinstance(report, str) or not report.ok for report in reports.values()):
+        for path, result in results.items():
+            result.print(path)
+    if not all(result.ok for result in results.values()):
         raise typer.Exit(1)
 
 
@@ -179,25 +172,3 @@ def _manifest_json(manifest: Manifest, file_bytes: int) -> dict[str, Any]:
     from tersor.bundle.manifest_json import manifest_to_json
 
     return {"file_bytes": file_bytes, **json_module.loads(manifest_to_json(manifest))}
-
-
-def _verify_json(report: Any) -> dict[str, Any]:
-    if isinstance(report, str):
-        return {"ok": False, "error": report}
-    return {"ok": report.ok, **to_json(report)}
-
-
-def _print_verify(path: str, report: Any) -> None:
-    if isinstance(report, str):
-        error_line(report)
-        return
-    if report.ok:
-        typer.echo(
-            f"{path}: ok ({report.planes} planes, {report.chunks} chunks, {report.assets} assets, "
-            f"{format_bytes(report.file_bytes)})"
-        )
-        return
-    error_line(f"{path}: {len(report.damages)} damaged")
-    for damage in report.damages:
-        where = f" (tensors {', '.join(damage.tensors)})" if damage.tensors else ""
-        error_line(f"{path}: {damage.message}{where}")

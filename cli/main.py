@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from tersor.cli import convert, evaluate, generate, inspect, serve
+from tersor.cli import convert, evaluate, generate, inspect, protect, serve
 from tersor.cli.console import error_line, prepare_streams
 from tersor.cli.errors import InputError, RemoteError
 from tersor.runtime.errors import ConfigError
@@ -27,6 +27,8 @@ app = typer.Typer(
 app.command("convert")(convert.convert)
 app.command("inspect")(inspect.inspect)
 app.command("verify")(inspect.verify)
+app.command("protect")(protect.protect)
+app.command("repair")(protect.repair)
 app.command("extract")(inspect.extract)
 app.command("eval")(evaluate.evaluate)
 app.command("serve")(serve.serve)

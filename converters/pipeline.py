@@ -44,6 +44,7 @@ def convert(
     *,
     recipe: Recipe,
     codec: str = "auto",
+    parity: float | None = None,
     progress: Progress | None = None,
     force: bool = False,
     clock: Callable[[], float] = time.perf_counter,
@@ -58,6 +59,7 @@ def convert(
         out: the bundle; appears whole or not at all.
         recipe: what to do to which tensors.
         codec: `auto` keeps the smallest of what it tries for each plane; or one codec's name.
+        parity: parity blocks for each block of data, 0.005 to 0.5; None is no parity.
         progress: told of every tensor.
         force: replace `out` if it exists.
         clock: seconds, for the report's `elapsed_seconds`.
@@ -71,7 +73,7 @@ def convert(
     _check_destination(src, out, force=force)
     source = open_source(src)
     try:
-        manifest, reports = _write(source, out, recipe, codec, progress)
+        manifest, reports = _write(source, out, recipe, codec, parity, progress)
     except OSError as error:
         raise DestinationError(f"{out} cannot be written: {error.strerror}.") from error
     bundle_bytes = out.stat().st_size
@@ -105,7 +107,12 @@ def _check_destination(src: Path, out: Path, *, force: bool) -> None:
 
 
 def _write(
-    source: Source, out: Path, recipe: Recipe, codec: str, progress: Progress | None
+    source: Source,
+    out: Path,
+    recipe: Recipe,
+    codec: str,
+    parity: float | None,
+    progress: Progress | None,
 ) -> tuple[Manifest, tuple[TensorReport, ...]]:
     reports: list[TensorReport] = []
     meter = ByteMeter(progress, source.source_bytes)
@@ -115,6 +122,7 @@ def _write(
         source=source.description,
         recipe=recipe.to_json(),
         codec=codec,
+        parity=parity,
     ) as writer:
         for tensor in source.tensors:
             meter.begin(tensor.name)

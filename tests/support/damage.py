@@ -1,0 +1,40 @@
+"""Damaging files: by bytes, and by the blocks and packets of their parity."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tersor.bundle.bundle_file import BundleFile
+from tersor.bundle.codecs import ZstdCodec
+from tersor.bundle.parity import ParityGeometry
+from tersor.bundle.parity_survey import geometry_of
+from tersor.bundle.reader import read_manifest
+
+
+def geometry_in(path: Path) -> ParityGeometry:
+    """The geometry of a whole bundle's parity."""
+    with BundleFile.opened(path) as file:
+        geometry = geometry_of(file, read_manifest(file, ZstdCodec()))
+    assert geometry is not None
+    return geometry
+
+
+def overwrite(data: bytearray, start: int, size: int) -> None:
+    """Changes every byte of a range."""
+    for at in range(start, min(start + size, len(data))):
+        data[at] ^= 0xA5
+
+
+def damage_block(data: bytearray, geometry: ParityGeometry, block: int, at: int = 0) -> None:
+    """Changes one byte of a data block; `at` is taken modulo its length in the file."""
+    places = [
+        offset + byte
+        for offset, size in geometry.block_pieces(block)
+        for byte in (range(size) if at else (0,))
+    ]
+    data[places[at % len(places)]] ^= 0x40
+
+
+def damage_packet(data: bytearray, geometry: ParityGeometry, place: int, at: int = 0) -> None:
+    """Changes one byte of a packet."""
+    data[geometry.packet_offset(place) + at % geometry.packet_bytes] ^= 0x40
