@@ -109,12 +109,12 @@ class _Repair:
 
     def run(self, output: str | os.PathLike[str] | None, *, force: bool) -> RepairReport:
         state = self._report.parity
+        self._check_parity_is_of_this_file()
         if state.lost_stripes:
             raise self._refusal()
         whole = not state.damaged and self._file.size == self._geometry.file_bytes
         if whole and output is None:
             return self._report
-        self._check_parity_is_of_this_file()
         with rewriting(self._file.path, output, force=force) as target:
             self._copy(target)
             self._restore(target)

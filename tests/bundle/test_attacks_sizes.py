@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from call_count import calls_of
 from tiny_bundles import (
     Json,
     add,
@@ -38,23 +39,6 @@ from tersor.bundle.decoding import BlockDecoder
 from tersor.bundle.errors import BundleCorruptError, BundleFormatError, BundleLimitError
 from tersor.bundle.reader import BundleReader
 from tersor.bundle.verify import verify
-
-
-def calls_of(work: Callable[[], object]) -> int:
-    """Function calls of this thread while `work` runs: time that no other process disturbs."""
-    count = 0
-
-    def counted(*_: object) -> None:
-        nonlocal count
-        count += 1
-
-    before = sys.getprofile()
-    sys.setprofile(counted)
-    try:
-        work()
-    finally:
-        sys.setprofile(before)
-    return count
 
 
 @pytest.fixture

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tersor.bundle.bundle_file import BundleFile
 from tersor.bundle.codecs import ZstdCodec
+from tersor.bundle.errors import BundleParityError
 from tersor.bundle.parity import ParityGeometry
 from tersor.bundle.parity_survey import geometry_of
 from tersor.bundle.reader import read_manifest
+from tersor.bundle.repair import repair
 
 
 def geometry_in(path: Path) -> ParityGeometry:
@@ -38,3 +42,22 @@ def damage_block(data: bytearray, geometry: ParityGeometry, block: int, at: int 
 def damage_packet(data: bytearray, geometry: ParityGeometry, place: int, at: int = 0) -> None:
     """Changes one byte of a packet."""
     data[geometry.packet_offset(place) + at % geometry.packet_bytes] ^= 0x40
+
+
+def restores(path: Path, whole: bytes, damaged: bytes | bytearray) -> None:
+    """Asserts that a damaged file is repaired in its place, with nothing left beside it."""
+    path.write_bytes(damaged)
+    report = repair(path)
+    assert path.read_bytes() == whole
+    assert (report.output, report.file_bytes) == (path.resolve(), len(whole))
+    assert list(path.parent.iterdir()) == [path]
+
+
+def refuses_repair(path: Path, damaged: bytes | bytearray, message: str) -> BundleParityError:
+    """Asserts that repair refuses a damaged file with `message`, and leaves it as it is."""
+    path.write_bytes(damaged)
+    with pytest.raises(BundleParityError, match=message) as caught:
+        repair(path)
+    assert path.read_bytes() == damaged
+    assert list(path.parent.iterdir()) == [path]
+    return caught.value
