@@ -81,7 +81,7 @@ def _checked_chunk(
     if hasher.intdigest() != chunk.checksum:
         report(
             Damage(
-                kind="asset" if place.asset else "chunk",
+                kind=place.kind,
                 message=f"{place.name} is damaged: {chunk.stored_bytes} bytes at offset "
                 f"{chunk.offset} have xxh3 {hasher.intdigest():016x}, expected "
                 f"{chunk.checksum:016x}",

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class Damage:
     """One thing that is wrong, and what depends on it."""
 
-    # "chunk", "table", "plane", "asset", "padding", "digest" or "parity"; where a repair is refused also
-    # "header" and "manifest"
+    # "chunk", "table", "plane", "asset", "padding", "digest" or "parity"; where a repair is refused
+    # also "header" and "manifest"
     kind: str
     message: str
     tensors: tuple[str, ...] = ()  # all tensors that use the damaged plane

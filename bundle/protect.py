@@ -8,15 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from tersor.bundle.atomic_file import AtomicFile
 from tersor.bundle.bundle_file import BundleFile
 from tersor.bundle.checked_copy import checked_bytes
 from tersor.bundle.codecs import ZstdCodec
-from tersor.bundle.container import HEADER_BYTES
+from tersor.bundle.container import pack_header
 from tersor.bundle.decoding import default_threads
-from tersor.bundle.ending import append_end
+from tersor.bundle.ending import Ending
 from tersor.bundle.errors import BundleError, BundleWriteError, path_text
 from tersor.bundle.manifest import Parity
 from tersor.bundle.manifest_json import manifest_to_json
@@ -104,21 +102,19 @@ def _protect(
 ) -> ProtectReport:
     codec = ZstdCodec()
     manifest = read_manifest(file, codec)
-    header = np.empty(HEADER_BYTES, np.uint8)
-    file.read_into(0, header)
-    target.append(header.tobytes())
+    # Version 1 has no parity, and its files are files of this version but for the number.
+    target.append(pack_header())
     for piece in checked_bytes(file, manifest):
         target.append(piece.tobytes())
     parity = plan_parity(target.offset, fraction)
     text = manifest_to_json(replace(manifest, parity=parity))
-    parity_bytes = append_end(
-        target, text, parity, codec, threads=default_threads(), progress=progress
-    )
+    ending = Ending.of(text, target.offset, parity, codec)
+    ending.append(target, threads=default_threads(), progress=progress)
     target.publish()
     return ProtectReport(
         bundle=target.path,
         file_bytes=target.offset,
-        parity_bytes=parity_bytes,
+        parity_bytes=ending.geometry.section_bytes if ending.geometry else 0,
         replaced=manifest.parity is not None,
         parity=parity,
     )

@@ -120,6 +120,8 @@ class _Verification:
             ):
                 self._check_plane(plane, tuple(dict.fromkeys(users[plane_key(plane)])))
         assets = [self._check_asset(asset) for asset in self._manifest.assets]
+        if self._manifest.parity is not None:
+            self._check_padding(self._manifest.parity.offset, None)
         if not self._damages:
             self._check_whole(assets)
         return VerifyReport(
@@ -226,16 +228,17 @@ class _Verification:
             return None
         return symbols
 
-    def _check_padding(self, end: int, plane: Plane) -> None:
-        """The bytes that align a plane are zero: nothing hides in them."""
+    def _check_padding(self, end: int, plane: Plane | None) -> None:
+        """The bytes that align a plane, or the parity, are zero: nothing hides in them."""
         start = self._checked
         if start < end and self._read(start, end - start).any():
             self._damages.append(
                 Damage(
                     kind="padding",
-                    message=f"the {end - start} bytes that align plane {plane.name!r} are not all "
-                    "zero; no tensor is affected",
-                    plane=plane.name,
+                    message=f"the {end - start} bytes that align "
+                    f"{f'plane {plane.name!r}' if plane else 'the parity'} are not all zero; no "
+                    "tensor is affected",
+                    plane=plane.name if plane else None,
                     offset=start,
                     stored_bytes=end - start,
                 )

@@ -30,7 +30,7 @@ from tersor.bundle.encoding import (
     block_of,
     block_target,
 )
-from tersor.bundle.ending import append_end
+from tersor.bundle.ending import Ending
 from tersor.bundle.errors import BundleError, BundleLimitError, BundleWriteError, path_text
 from tersor.bundle.json_fields import as_text, check_unique
 from tersor.bundle.manifest import (
@@ -223,7 +223,8 @@ class BundleWriter:
             # What is written is what a reader will see, and only if a reader will accept it.
             manifest = manifest_from_json(text, data_end=parity.offset if parity else end)
             zstd = cast(ZstdCodec, self._codecs["zstd"])
-            append_end(self._file, text, parity, zstd, threads=self._threads)
+            ending = Ending.of(text, end, parity, zstd)
+        ending.append(self._file, threads=self._threads)
         self._file.publish()
         self._state = "committed"
         self._end_threads()

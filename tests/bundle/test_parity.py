@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import struct
@@ -11,15 +12,13 @@ from typing import Any
 import jsonschema  # type: ignore[import-untyped]  # ships no types
 import pytest
 import xxhash
-from damage import geometry_in
+import zstandard
+from damage import geometry_in, overwrite, restores, write_layers
 from tiny_bundles import (
-    add,
     forge,
     manifest_text,
     read_all,
     refuses,
-    symbols,
-    weights,
     write_tiny,
     writer,
 )
@@ -28,9 +27,10 @@ from tersor import bundle as package
 from tersor.bundle.errors import BundleCorruptError, BundleFormatError, BundleWriteError
 from tersor.bundle.parity import ParityGeometry, plan_parity
 from tersor.bundle.protect import protect
-from tersor.bundle.reader import BundleReader
 from tersor.bundle.verify import verify
 
+GOLDEN = Path(__file__).resolve().parent / "golden"
+GOLDEN_HASH = "801f4aadb048c4adca2087a187bbb821af0be49964205f51ef4fe4c48b1369c1"
 FRACTIONS = [0.005, 0.01, 0.05, 0.1, 0.333, 0.5]
 SIZES = [
     65,
@@ -45,17 +45,6 @@ SIZES = [
     1 << 28,
     1 << 36,
 ]
-
-
-def larger(path: Path, **changes: Any) -> None:
-    """A bundle of 1.3 MB in many blocks."""
-    with writer(path, **changes) as target:
-        for layer in range(4):
-            name = f"layers.{layer}"
-            add(target, name, "i8", symbols("i8", (313, 1024), seed=layer), group=name)
-        add(target, "head", "bf16", weights((64, 128)), group="head")
-        target.add_asset("tokenizer.json", b'{"model": "tiny"}', "application/json")
-        target.commit()
 
 
 # --- geometry ---------------------------------------------------------------------------------
@@ -170,7 +159,7 @@ def coefficients(data_blocks: int, index: int) -> list[int]:
 def test_packets_byte_by_byte(tmp_path: Path) -> None:
     """Against the specification's numbers and formula, not against our own code."""
     path = tmp_path / "x.tersor"
-    larger(path, parity=0.05)
+    write_layers(path, parity=0.05)
     data = path.read_bytes()
     parity = json.loads(manifest_text(data)[0])["parity"]
     begin, size, k, m = (
@@ -218,8 +207,8 @@ def test_bytes_do_not_depend_on_threads_or_on_when_parity_is_added(
     tmp_path: Path, threads: int
 ) -> None:
     at_once, later = tmp_path / "a.tersor", tmp_path / "b.tersor"
-    larger(at_once, parity=0.1, threads=threads)
-    larger(later)
+    write_layers(at_once, parity=0.1, threads=threads)
+    write_layers(later)
     report = protect(later, 0.1)
     assert later.read_bytes() == at_once.read_bytes()
     assert report.file_bytes == later.stat().st_size
@@ -232,8 +221,8 @@ def test_bytes_do_not_depend_on_threads_or_on_when_parity_is_added(
 
 def test_everything_but_parity_is_as_without_it(tmp_path: Path) -> None:
     plain, path = tmp_path / "a.tersor", tmp_path / "b.tersor"
-    larger(plain)
-    larger(path, parity=0.05)
+    write_layers(plain)
+    write_layers(path, parity=0.05)
     geometry = geometry_in(path)
     end = data_end(plain)
     assert path.read_bytes()[:end] == plain.read_bytes()[:end]
@@ -246,6 +235,20 @@ def test_everything_but_parity_is_as_without_it(tmp_path: Path) -> None:
     assert report.parity is not None
     assert (report.parity.damaged, report.parity.repairable) == (False, True)
     assert verify(plain).parity is None
+
+
+def test_padding_before_the_section_is_verified(tmp_path: Path) -> None:
+    path = tmp_path / "x.tersor"
+    write_tiny(path, parity=0.05)
+    whole, data = path.read_bytes(), bytearray(path.read_bytes())
+    data[geometry_in(path).offset - 1] = 1
+    path.write_bytes(data)
+    report = verify(path)
+    assert [damage.kind for damage in report.damages] == ["padding"]
+    assert "align the parity" in report.damages[0].message
+    with pytest.raises(BundleCorruptError, match="not zero"):
+        protect(path, 0.05)
+    restores(path, whole, data)
 
 
 def test_manifests_with_parity_follow_the_published_schema(tmp_path: Path) -> None:
@@ -261,64 +264,18 @@ def test_manifests_with_parity_follow_the_published_schema(tmp_path: Path) -> No
     assert list(validator.iter_errors({**value, "parity": None})) != []
 
 
-# --- protect ----------------------------------------------------------------------------------
-
-
-def test_protect_refuses_a_damaged_bundle_and_leaves_it(tmp_path: Path) -> None:
-    path = tmp_path / "x.tersor"
-    larger(path)
-    with BundleReader.open(path) as reader:
-        chunk = reader.manifest.tensor("layers.2").planes[0].streams[0].chunks[0]
-    data = bytearray(path.read_bytes())
-    data[chunk.offset + 5] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(BundleCorruptError, match=r"damaged.*\(tensor layers.2; group layers.2\)"):
-        protect(path, 0.05)
-    data[chunk.offset + 5] ^= 1
-    data[100] = 1
-    path.write_bytes(data)
-    with pytest.raises(BundleCorruptError, match=r"4032 bytes at offset 64 .* are not zero"):
-        protect(path, 0.05)
-    assert path.read_bytes() == data
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_protect_replaces_damaged_parity(tmp_path: Path) -> None:
-    path = tmp_path / "x.tersor"
-    larger(path, parity=0.05)
-    data, geometry = bytearray(path.read_bytes()), geometry_in(path)
-    whole = bytes(data)
-    data[geometry.offset : geometry.manifest_offset] = bytes(geometry.section_bytes)
-    path.write_bytes(data)
-    protect(path, 0.05)
-    assert path.read_bytes() == whole
-
-
-def test_protect_keeps_permissions_and_links(tmp_path: Path) -> None:
-    folder = tmp_path / "models"
-    folder.mkdir()
-    path, link = folder / "x.tersor", tmp_path / "link.tersor"
-    write_tiny(path)
-    path.chmod(0o640)
-    link.symlink_to(path)
-    protect(link, 0.05)
-    assert link.is_symlink()
-    assert path.stat().st_mode & 0o777 == 0o640
-    assert verify(path).parity is not None
-
-
-def test_protect_writes_elsewhere_only_where_nothing_is(tmp_path: Path) -> None:
-    path, other = tmp_path / "x.tersor", tmp_path / "y.tersor"
-    write_tiny(path)
-    before = path.read_bytes()
-    protect(path, 0.05, output=other)
-    assert path.read_bytes() == before
-    with pytest.raises(BundleWriteError, match="exists; choose another name"):
-        protect(path, 0.3, output=other)
-    protect(path, 0.3, output=other, force=True)
-    report = verify(other).parity
-    assert report is not None
-    assert sorted(tmp_path.iterdir()) == [path, other]
+def test_the_golden_file(tmp_path: Path) -> None:
+    """Read by every later version, and repaired by it."""
+    golden, path = (GOLDEN / "v2-parity.tersor").read_bytes(), tmp_path / "x.tersor"
+    damaged = bytearray(golden)
+    overwrite(damaged, 0, 5000)
+    overwrite(damaged, len(golden) - 50, 50)
+    restores(path, golden, damaged)
+    assert verify(path).ok
+    assert hashlib.sha256(golden).hexdigest() == GOLDEN_HASH
+    if zstandard.ZSTD_VERSION == (1, 5, 7):
+        write_tiny(path, codec="raw", parity=0.05)
+        assert path.read_bytes() == golden
 
 
 # --- manifests --------------------------------------------------------------------------------

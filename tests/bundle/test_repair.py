@@ -16,8 +16,9 @@ from damage import (
     overwrite,
     refuses_repair,
     restores,
+    write_layers,
 )
-from tiny_bundles import add, forge, symbols, weights, write_tiny, writer
+from tiny_bundles import add, forge, symbols, write_tiny, writer
 
 from tersor.bundle.container import FOOTER_BYTES
 from tersor.bundle.errors import BundleWriteError
@@ -28,22 +29,11 @@ from tersor.bundle.repair import repair
 from tersor.bundle.verify import verify
 
 
-def large(path: Path, megabytes: int = 3, parity: float | None = 0.05) -> None:
-    """A bundle of many chunks, each layer a group."""
-    with writer(path, parity=parity) as target:
-        for layer in range(megabytes):
-            name = f"layers.{layer}"
-            add(target, name, "i8", symbols("i8", (1000, 1000), seed=layer), group=name)
-        add(target, "head", "bf16", weights((64, 128)), group="head")
-        target.add_asset("tokenizer.json", b'{"model": "tiny"}', "application/json")
-        target.commit()
-
-
 @pytest.fixture(scope="module")
 def layers(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, ParityGeometry]:
     """The bytes of a bundle of three layers, and the geometry of its parity."""
     path = tmp_path_factory.mktemp("layers") / "x.tersor"
-    large(path)
+    write_layers(path, parity=0.05)
     return path.read_bytes(), geometry_in(path)
 
 
@@ -296,7 +286,7 @@ def test_no_packet_left_and_damaged_data(
 def test_one_bare_stripe_with_a_damaged_manifest(tmp_path: Path) -> None:
     """Its own stripe has no packet, so nothing tells what the manifest was."""
     path = tmp_path / "x.tersor"
-    large(path)
+    write_layers(path, parity=0.05)
     whole, geometry = path.read_bytes(), geometry_in(path)
     data = bytearray(whole)
     last = (geometry.blocks - 1) % geometry.stripes
@@ -352,7 +342,7 @@ def test_parity_of_other_bytes_restores_nothing(tmp_path: Path) -> None:
 
 def test_packets_of_another_length_are_computed_anew(tmp_path: Path) -> None:
     path = tmp_path / "x.tersor"
-    large(path)
+    write_layers(path, parity=0.05)
     forge(path, lambda value: value.update(producer="another tersor"))
     report = verify(path)
     assert {damage.kind for damage in report.damages} == {"parity"}

@@ -1,10 +1,12 @@
-"""Damaging files: by bytes, and by the blocks and packets of their parity."""
+"""Bundles to damage, and ways to do it: by bytes, or by the blocks and packets of their parity."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tiny_bundles import add, symbols, weights, writer
 
 from tersor.bundle.bundle_file import BundleFile
 from tersor.bundle.codecs import ZstdCodec
@@ -13,6 +15,17 @@ from tersor.bundle.parity import ParityGeometry
 from tersor.bundle.parity_survey import geometry_of
 from tersor.bundle.reader import read_manifest
 from tersor.bundle.repair import repair
+
+
+def write_layers(path: Path, **changes: Any) -> None:
+    """A bundle of 3 MB whose layers are groups of their own."""
+    with writer(path, **changes) as target:
+        for layer in range(3):
+            name = f"layers.{layer}"
+            add(target, name, "i8", symbols("i8", (1000, 1000), seed=layer), group=name)
+        add(target, "head", "bf16", weights((64, 128)), group="head")
+        target.add_asset("tokenizer.json", b'{"model": "tiny"}', "application/json")
+        target.commit()
 
 
 def geometry_in(path: Path) -> ParityGeometry:
