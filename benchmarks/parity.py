@@ -1,6 +1,6 @@
 """Claim: parity of a few percent restores bursts and scattered damage, at the speed of a disk.
 
-A bundle of 200 MB of random bytes, which no codec shrinks, and the example model's. Speeds are of the
+Bundles: 200 MB of random bytes, which no codec shrinks, and the example model. Speeds are of the
 bundle's bytes, from and to the page cache. Bursts are random in place and length; which blocks and
 packets they touch is counted, not repaired.
 """
@@ -115,24 +115,18 @@ def survived(layout: ParityGeometry, bursts: int, share: float) -> float:
 
 def units(layout: ParityGeometry, start: int, end: int) -> set[tuple[str, int]]:
     """The blocks and packets that a burst touches."""
-    parts = (
-        ("block", 0, 0, layout.offset, layout.block_bytes),
-        ("packet", layout.offset, layout.offset, layout.manifest_offset, layout.packet_bytes),
-        (
-            "block",
-            layout.section_bytes,
-            layout.manifest_offset,
-            layout.file_bytes,
-            layout.block_bytes,
-        ),
+    block, packet, tail = layout.block_bytes, layout.packet_bytes, layout.section_bytes
+    parts = (  # unit, where its number 0 would be, the part of the file that it fills, its size
+        ("block", 0, range(layout.offset), block),
+        ("packet", layout.offset, range(layout.offset, layout.manifest_offset), packet),
+        ("block", tail, range(layout.manifest_offset, layout.file_bytes), block),
     )
     found: set[tuple[str, int]] = set()
-    for kind, origin, low, high, size in parts:
-        low, high = max(start, low), min(end, high)
+    for kind, origin, part, size in parts:
+        low, high = max(start, part.start), min(end, part.stop)
         if low < high:
-            found |= {
-                (kind, n) for n in range((low - origin) // size, (high - 1 - origin) // size + 1)
-            }
+            numbers = range((low - origin) // size, (high - 1 - origin) // size + 1)
+            found |= {(kind, number) for number in numbers}
     return found
 
 

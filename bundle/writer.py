@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
@@ -47,6 +46,7 @@ from tersor.bundle.manifest import (
 from tersor.bundle.manifest_json import checked_tensor, manifest_from_json, manifest_to_json
 from tersor.bundle.parity import check_fraction, plan_parity
 from tersor.bundle.plane_data import PlaneData, contiguous
+from tersor.bundle.producer import producer as this_producer
 from tersor.bundle.program import Program
 from tersor.bundle.program_json import program_from_json, program_to_json
 from tersor.bundle.strict_json import check_free
@@ -104,7 +104,7 @@ class BundleWriter:
         self._parity = parity
         self._source = dict(source)
         self._recipe = dict(recipe)
-        self._producer = producer or _producer()
+        self._producer = producer or this_producer()
         self._threads = min(2, default_threads()) if threads is None else threads
         self._tensors: dict[str, TensorEntry] = {}
         self._groups: dict[str, list[str]] = {}
@@ -391,13 +391,6 @@ def _as_write_error(what: str) -> Iterator[None]:
         raise BundleWriteError(f"{what}: {error}") from error
     except BundleError as error:
         raise BundleWriteError(f"{what} cannot be written: {error}") from error
-
-
-def _producer() -> str:
-    try:
-        return f"tersor {version('tersor')}"
-    except PackageNotFoundError:  # run from a source tree that is not installed
-        return "tersor"
 
 
 __all__ = ["BundleWriter", "PlaneData"]

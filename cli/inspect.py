@@ -104,12 +104,23 @@ def _summary(manifest: Manifest, file_bytes: int) -> dict[str, Cell]:
         "recipe": str(manifest.recipe.get("name", "")),
         "file": format_bytes(file_bytes),
         "weights": format_bytes(sum(plane.stored_bytes for plane in _stored_planes(manifest))),
+        "parity": _parity(manifest),
         "groups": len(manifest.groups),
         "assets": ", ".join(asset.name for asset in manifest.assets),
         "largest relative error": certificate.get("max_relative_error", "not measured"),
         "digest": manifest.digest,
         "producer": manifest.producer,
     }
+
+
+def _parity(manifest: Manifest) -> str:
+    if manifest.parity is None:
+        return "none"
+    parity = manifest.parity
+    return (
+        f"{parity.parity_blocks} blocks for {parity.data_blocks}, "
+        f"{format_bytes(parity.block_bytes)} each"
+    )
 
 
 def _stored_planes(manifest: Manifest) -> list[Any]:

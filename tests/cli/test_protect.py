@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -68,6 +69,7 @@ def test_protect_reports_what_it_did(
 
 def test_verify_says_what_can_be_repaired(tersor: Command, protected: Path) -> None:
     assert "parity 5." in tersor("verify", protected).out
+    assert re.search(r"parity +\d+ blocks for \d+, 4\.0 KiB each", tersor("inspect", protected).out)
     change(protected, protected.stat().st_size // 2, 20)
     done = tersor("verify", protected)
     assert done.code == 1
