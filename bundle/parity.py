@@ -29,7 +29,7 @@ PACKET_CHECKSUM_BYTES = 8
 
 # Stripes that a file is cut into if its blocks need not be larger or smaller for other reasons. In
 # one stripe of 45 KB blocks, a 10 MB file survives ten random bursts over 3 % of it in 1 of 100
-# trials; in eight stripes of 8 KB blocks in 98, for 0.9 % of the file more (hashes in packets).
+# trials; in eight stripes of 8 KB blocks in 95, for 0.9 % of the file more (hashes in packets).
 _TARGET_STRIPES = 8
 # A burst touches two blocks already if it lies across a bound, which is more than a small share of
 # a few blocks: below this many blocks of data there are at least so many of parity.

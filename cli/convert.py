@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tersor.cli.console import print_json, print_pairs
-from tersor.cli.options import JsonOption, percentage
+from tersor.cli.options import JsonOption, ParityOption, percentage
 from tersor.cli.progress import ProgressBar
 from tersor.cli.signals import stoppable
 
@@ -34,10 +34,7 @@ def convert(
             "or raw, lz4, zstd, lz78, lzw, huffman, rans."
         ),
     ] = "auto",
-    parity: Annotated[
-        str | None,
-        typer.Option(help="Add parity to repair damage by: 5% restores up to 5% of the file."),
-    ] = None,
+    parity: ParityOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
     json: JsonOption = False,
 ) -> None:

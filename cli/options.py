@@ -11,6 +11,10 @@ import typer
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, name.tersor.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")]
+ParityOption = Annotated[
+    str | None,
+    typer.Option(help="Add parity to repair damage by: 5% restores up to 5% of the file."),
+]
 DeviceOption = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, or cuda:N.")]
 ActivationsOption = Annotated[
     str,

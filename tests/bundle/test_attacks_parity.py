@@ -1,9 +1,9 @@
 """Hostile parity: packets are worth what their neighbours say, and cost no more than their file.
 
-24  forged packets: other geometries, other hashes, other bytes
-25  packets and manifests that declare far more than the file has
-26  a file full of what begins as a packet
-27  any bytes in packets whose checksums match
+25  forged packets: other geometries, other hashes, other bytes
+26  packets and manifests that declare far more than the file has
+27  a file full of what begins as a packet
+28  any bytes in packets whose checksums match
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def other_geometry(geometry: ParityGeometry) -> ParityGeometry:
     return ParityGeometry.of(parity, tail)
 
 
-def test_24_fewer_packets_of_another_geometry_are_outvoted(
+def test_25_fewer_packets_of_another_geometry_are_outvoted(
     tmp_path: Path, good: tuple[bytes, ParityGeometry]
 ) -> None:
     whole, geometry = good
@@ -79,7 +79,7 @@ def test_24_fewer_packets_of_another_geometry_are_outvoted(
     restores(tmp_path / "x.tersor", whole, data)
 
 
-def test_24_more_packets_of_another_geometry_restore_nothing(
+def test_25_more_packets_of_another_geometry_restore_nothing(
     tmp_path: Path, good: tuple[bytes, ParityGeometry]
 ) -> None:
     whole, geometry = good
@@ -90,7 +90,7 @@ def test_24_more_packets_of_another_geometry_restore_nothing(
     refuses_repair(tmp_path / "x.tersor", data, "more is damaged than the parity restores")
 
 
-def test_24_packets_that_fit_each_other_but_are_of_no_bundle(
+def test_25_packets_that_fit_each_other_but_are_of_no_bundle(
     tmp_path: Path, good: tuple[bytes, ParityGeometry]
 ) -> None:
     """All that parity can say is in order, so only the result shows that it is no bundle."""
@@ -108,7 +108,7 @@ def test_24_packets_that_fit_each_other_but_are_of_no_bundle(
     refuses_repair(path, forged, "what the parity restores is no bundle: ")
 
 
-def test_24_other_hashes_are_outvoted(tmp_path: Path, good: tuple[bytes, ParityGeometry]) -> None:
+def test_25_other_hashes_are_outvoted(tmp_path: Path, good: tuple[bytes, ParityGeometry]) -> None:
     whole, geometry = good
     data = bytearray(whole)
     damage_block(data, geometry, 3)
@@ -116,7 +116,7 @@ def test_24_other_hashes_are_outvoted(tmp_path: Path, good: tuple[bytes, ParityG
     restores(tmp_path / "x.tersor", whole, data)
 
 
-def test_24_other_parity_under_the_same_hashes(
+def test_25_other_parity_under_the_same_hashes(
     tmp_path: Path, good: tuple[bytes, ParityGeometry]
 ) -> None:
     """Such a packet restores bytes that do not have the hash that it gives itself."""
@@ -143,7 +143,7 @@ def declaring(geometry: ParityGeometry, **changes: int) -> ParityGeometry:
         {"data_blocks": 1, "parity_blocks": 254, "offset": 1 << 24},
     ],
 )
-def test_25_packets_that_declare_more_than_there_is(
+def test_26_packets_that_declare_more_than_there_is(
     tmp_path: Path, good: tuple[bytes, ParityGeometry], changes: dict[str, int]
 ) -> None:
     path = tmp_path / "x.tersor"
@@ -166,7 +166,7 @@ def test_25_packets_that_declare_more_than_there_is(
 @pytest.mark.parametrize(
     "changes", [{"data_blocks": 1}, {"parity_blocks": 1}, {"block_bytes": 8192}]
 )
-def test_25_a_manifest_whose_parity_does_not_fit_its_section(
+def test_26_a_manifest_whose_parity_does_not_fit_its_section(
     tmp_path: Path, good: tuple[bytes, ParityGeometry], changes: dict[str, int]
 ) -> None:
     """It opens, since parity is not looked at then; verification finds it, and repair too."""
@@ -187,7 +187,7 @@ def test_25_a_manifest_whose_parity_does_not_fit_its_section(
 
 @pytest.mark.parametrize("size", [100_000, 1_000_000])
 @pytest.mark.parametrize("kind", ["magics", "headers", "nested"])
-def test_26_a_file_full_of_beginnings(
+def test_27_a_file_full_of_beginnings(
     tmp_path: Path, good: tuple[bytes, ParityGeometry], kind: str, size: int
 ) -> None:
     path = tmp_path / "x.tersor"
@@ -204,7 +204,7 @@ def test_26_a_file_full_of_beginnings(
     assert calls < 200_000
 
 
-def test_26_geometries_without_number(tmp_path: Path, good: tuple[bytes, ParityGeometry]) -> None:
+def test_27_geometries_without_number(tmp_path: Path, good: tuple[bytes, ParityGeometry]) -> None:
     """Whole packets, each of a geometry of its own."""
     path = tmp_path / "x.tersor"
     _, geometry = good
@@ -220,7 +220,7 @@ def test_26_geometries_without_number(tmp_path: Path, good: tuple[bytes, ParityG
 
 @given(data=st.data())
 @settings(derandomize=True, max_examples=80, deadline=None)
-def test_27_any_bytes_behind_valid_checksums(
+def test_28_any_bytes_behind_valid_checksums(
     tmp_path_factory: pytest.TempPathFactory,
     good: tuple[bytes, ParityGeometry],
     data: st.DataObject,
