@@ -123,8 +123,8 @@ def pack_header() -> bytes:
     return _HEADER.pack(HEADER_MAGIC, FORMAT_VERSION, 0, b"")
 
 
-def check_header(data: bytes) -> None:
-    """Validates the first bytes of a file, 64 unless it is shorter.
+def check_header(data: bytes) -> int:
+    """Validates the first bytes of a file, 64 unless it is shorter; the format version.
 
     Raises:
         BundleTruncatedError: shorter than a header, but a beginning of one.
@@ -150,6 +150,7 @@ def check_header(data: bytes) -> None:
             f"the header has flags {flags:#x} or reserved bytes that this build does not know; "
             "update tersor"
         )
+    return int(version)
 
 
 def pack_manifest(text: bytes, offset: int, codec: ZstdCodec) -> tuple[bytes, Footer]:

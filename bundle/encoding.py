@@ -6,6 +6,7 @@ one, so that the same planes give the same bytes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -89,14 +90,20 @@ class Chooser:
     ) -> None:
         """`codec` is "auto", or the only codec to use besides raw (where it does not pay).
 
-        `decode_floor` in MB/s: "auto" takes only codecs that are rated to decode as fast.
+        `decode_floor` in MB/s: "auto" takes only codecs that are rated to decode as fast, and at
+        `COLUMN_CLASSES_MB_PER_SECOND` or less a code may tell columns apart.
 
         Raises:
-            BundleWriteError: there is no such codec.
+            BundleWriteError: there is no such codec, or the floor is no speed.
         """
         if codec != AUTO and codec not in codecs:
             raise BundleWriteError(
                 f"unknown codec {codec!r}; expected {AUTO} or one of {', '.join(codecs)}"
+            )
+        if not 0 <= decode_floor < math.inf:  # false for NaN, too
+            raise BundleWriteError(
+                f"the slowest decoding speed to accept is {decode_floor} MB/s; expected a number, "
+                "0 or more"
             )
         chosen = [codec] if codec != AUTO else [
             name
@@ -114,9 +121,7 @@ class Chooser:
         candidates = filters_for(dtype)
         if geometry.num_chunks == 0:
             return self._without_tables(candidates[0], dtype, geometry)
-        count = geometry.num_chunks
-        picked = sorted({at * count // _SAMPLE_BLOCKS for at in range(_SAMPLE_BLOCKS)})
-        blocks = [block_of(rows, geometry, index) for index in picked]
+        blocks = _sample_blocks(rows, geometry)
         sizes = []
         for candidate in candidates:
             shapes = candidate.stream_shapes(dtype, geometry.row_symbols)
@@ -128,15 +133,22 @@ class Chooser:
                     for stream, shape in zip(streams, shapes, strict=True)
                 )
             )
-        best = self._without_tables(candidates[sizes.index(min(sizes))], dtype, geometry)
-        if count == 1:
-            return best
-        split = [best.filter.split(dtype, block) for block in blocks]
+        return self.plan_filtered(candidates[sizes.index(min(sizes))], dtype, rows, geometry)
+
+    def plan_filtered(
+        self, chosen: Filter, dtype: str, rows: AnyArray, geometry: Geometry
+    ) -> PlanePlan:
+        """Shapes and tables of a plane whose filter is chosen already."""
+        plan = self._without_tables(chosen, dtype, geometry)
+        count = geometry.num_chunks
+        if count < 2:
+            return plan
+        split = [chosen.split(dtype, block) for block in _sample_blocks(rows, geometry)]
         streams = tuple(
-            self._with_table(plan, samples, count)
-            for plan, samples in zip(best.streams, zip(*split, strict=True), strict=True)
+            self._with_table(stream, samples, count)
+            for stream, samples in zip(plan.streams, zip(*split, strict=True), strict=True)
         )
-        return replace(best, streams=streams)
+        return replace(plan, streams=streams)
 
     def encode(self, data: ByteArray, stream: StreamPlan) -> EncodedChunk:
         """The smallest encoding of one chunk of a stream."""
@@ -252,6 +264,16 @@ def block_of(rows: AnyArray, geometry: Geometry, index: int) -> AnyArray:
     first, last = geometry.row_range(index)
     block = rows[first * geometry.row_symbols : last * geometry.row_symbols]
     return block.reshape(last - first, geometry.row_symbols)
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most `most` of the numbers below `count`, spread evenly."""
+    return sorted({at * count // most for at in range(most)}) if count else []
+
+
+def _sample_blocks(rows: AnyArray, geometry: Geometry) -> list[AnyArray]:
+    picked = spread(geometry.num_chunks, _SAMPLE_BLOCKS)
+    return [block_of(rows, geometry, index) for index in picked]
 
 
 def _sample(data: ByteArray) -> ByteArray:

@@ -200,6 +200,11 @@ class BundleReader:
         names = ", ".join(asset.name for asset in self.manifest.assets) or "none"
         raise BundleNotFoundError(f"{path_text(self.path)} has no asset {name!r}; it has: {names}")
 
+    def read_format_version(self) -> int:
+        """The version of the format that the file was written in. Raises BundleReadError."""
+        with self._file.using():
+            return _read_version(self._file)
+
     def close(self) -> None:
         """Waits for reads in progress, then closes the file and ends the threads."""
         self._file.close()
@@ -280,9 +285,7 @@ class BundleReader:
 def read_manifest(file: BundleFile, codec: ZstdCodec) -> Manifest:
     """Validates header and footer of an open file, and reads its manifest. Raises as `open`."""
     with file.using():
-        header = np.empty(min(HEADER_BYTES, file.size), np.uint8)
-        file.read_into(0, header)
-        check_header(header.tobytes())
+        _read_version(file)
         if file.size < HEADER_BYTES + FOOTER_BYTES:
             raise BundleTruncatedError(
                 f"the file is truncated: it has {file.size} bytes, fewer than a header and a "
@@ -296,3 +299,9 @@ def read_manifest(file: BundleFile, codec: ZstdCodec) -> Manifest:
     with memory_for("the manifest", footer.manifest_raw_bytes):
         text = unpack_manifest(stored.tobytes(), footer, codec)
         return manifest_from_json(text, data_end=footer.manifest_offset)
+
+
+def _read_version(file: BundleFile) -> int:
+    header = np.empty(min(HEADER_BYTES, file.size), np.uint8)
+    file.read_into(0, header)
+    return check_header(header.tobytes())

@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from tersor.bundle.codecs import AUTO, CODEC_NAMES
+from tersor.bundle.codecs.entropy.rans import COLUMN_CLASSES_MB_PER_SECOND
+from tersor.bundle.encoding import DECODE_FLOOR_MB_PER_SECOND
 from tersor.cli.console import print_json, print_pairs
 from tersor.cli.options import JsonOption, ParityOption, percentage
 from tersor.cli.progress import ProgressBar
@@ -30,10 +33,18 @@ def convert(
     codec: Annotated[
         str,
         typer.Option(
-            help="auto measures and keeps the smallest; "
-            "or raw, lz4, zstd, lz78, lzw, huffman, rans."
+            help=f"{AUTO} measures and keeps the smallest; or one of {', '.join(CODEC_NAMES)}."
         ),
-    ] = "auto",
+    ] = AUTO,
+    min_decode_speed: Annotated[
+        float,
+        typer.Option(
+            metavar="MB/S",
+            help=f"{AUTO} takes only codecs rated to decode as fast on one core. At "
+            f"{COLUMN_CLASSES_MB_PER_SECOND} or less rans may tell columns apart, too: smaller, "
+            "and slower to decode.",
+        ),
+    ] = DECODE_FLOOR_MB_PER_SECOND,
     parity: ParityOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
     json: JsonOption = False,
@@ -47,7 +58,7 @@ def convert(
     with stoppable(), ProgressBar(visible=not json) as progress:
         report = run(
             source, out, recipe=load_recipe(recipe, prune=prune), codec=codec,
-            parity=share, force=force, progress=progress,
+            decode_floor=min_decode_speed, parity=share, force=force, progress=progress,
         )  # fmt: skip
     if json:
         print_json(report)

@@ -3,39 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
+from tersor.bundle.codecs import AUTO
+from tersor.bundle.encoding import DECODE_FLOOR_MB_PER_SECOND
 from tersor.bundle.manifest import Manifest, TensorEntry
-from tersor.bundle.writer import BundleWriter, PlaneData
-from tersor.converters.errors import DestinationError, RecipeError, SourceError
+from tersor.bundle.writer import BundleWriter
+from tersor.converters.errors import DestinationError
+from tersor.converters.packing import PackedTensor, pack
 from tersor.converters.progress import ByteMeter, Progress
-from tersor.converters.prune import prune_magnitude_, prune_pattern_
-from tersor.converters.quantize import Quantized, quantize_int4, quantize_int8
-from tersor.converters.recipe import PruneStep, QuantizeStep, Recipe
+from tersor.converters.recipe import Recipe
 from tersor.converters.report import ConvertReport, TensorReport, bits_per_weight, certificate
 from tersor.converters.sources import open_source
 from tersor.converters.sources.base import PlannedTensor, Source
-from tersor.converters.tensors import to_plane
-
-_FLOATS = (torch.bfloat16, torch.float16, torch.float32)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Packed:
-    """A tensor ready to be written, and what became of it."""
-
-    layout: str
-    params: Mapping[str, int | bool]
-    planes: Mapping[str, PlaneData]
-    squared_error: float
-    energy: float  # sum of squares of the source values
-    zeros: int | None  # counted only where a prune step ran
 
 
 def convert(
@@ -43,7 +25,8 @@ def convert(
     out: Path,
     *,
     recipe: Recipe,
-    codec: str = "auto",
+    codec: str = AUTO,
+    decode_floor: float = DECODE_FLOOR_MB_PER_SECOND,
     parity: float | None = None,
     progress: Progress | None = None,
     force: bool = False,
@@ -59,6 +42,7 @@ def convert(
         out: the bundle; appears whole or not at all.
         recipe: what to do to which tensors.
         codec: `auto` keeps the smallest of what it tries for each plane; or one codec's name.
+        decode_floor: MB/s that a codec must be rated to decode on one core, for `auto` to take it.
         parity: parity blocks for each block of data, 0.005 to 0.5; None is no parity.
         progress: told of every tensor.
         force: replace `out` if it exists.
@@ -73,7 +57,7 @@ def convert(
     _check_destination(src, out, force=force)
     source = open_source(src)
     try:
-        manifest, reports = _write(source, out, recipe, codec, parity, progress)
+        manifest, reports = _write(source, out, recipe, codec, decode_floor, parity, progress)
     except OSError as error:
         raise DestinationError(f"{out} cannot be written: {error.strerror}.") from error
     bundle_bytes = out.stat().st_size
@@ -111,6 +95,7 @@ def _write(
     out: Path,
     recipe: Recipe,
     codec: str,
+    decode_floor: float,
     parity: float | None,
     progress: Progress | None,
 ) -> tuple[Manifest, tuple[TensorReport, ...]]:
@@ -122,11 +107,12 @@ def _write(
         source=source.description,
         recipe=recipe.to_json(),
         codec=codec,
+        decode_floor=decode_floor,
         parity=parity,
     ) as writer:
         for tensor in source.tensors:
             meter.begin(tensor.name)
-            packed = _pack(source, tensor, recipe)
+            packed = pack(source, tensor, recipe)
             entry = writer.add_tensor(
                 name=tensor.name,
                 group=tensor.group,
@@ -146,83 +132,7 @@ def _write(
         return writer.commit(certificate=certificate(reports)), tuple(reports)
 
 
-def _pack(source: Source, tensor: PlannedTensor, recipe: Recipe) -> _Packed:
-    """Reads one tensor and applies its steps; nothing of it outlives the returned planes."""
-    value = source.read(tensor)
-    plan = recipe.plan(tensor)
-    matrix = value.dtype in _FLOATS and value.dim() >= 2 and value.numel() > 0
-    if plan.quantize is None and (plan.prune is None or not matrix):
-        return _exact(tensor, value)  # a prune step selects broadly: vectors and integers stay
-    if not matrix:
-        raise RecipeError(
-            f"{tensor.name} is {tensor.dtype} {list(tensor.shape)}; only bf16, f16 and f32 "
-            "matrices can be quantized: leave it out with skip."
-        )
-    _check_finite(value, tensor.name)
-    dropped = _prune(value, tensor, plan.prune) if plan.prune else 0.0
-    energy = dropped + _energy(value)
-    zeros = value.numel() - int(value.count_nonzero()) if plan.prune else None
-    if plan.quantize is None:
-        exact = _exact(tensor, value)
-        return replace(exact, squared_error=dropped, energy=energy, zeros=zeros)
-    quantized = _quantize(value, plan.quantize, pruned=plan.prune is not None)
-    # Pruned weights stay exact zeros, so the two errors are on disjoint weights and add up.
-    return _Packed(
-        layout=quantized.layout,
-        params=quantized.params,
-        planes={
-            k: PlaneData(dtype=dtype, array=to_plane(t))
-            for k, (dtype, t) in quantized.planes.items()
-        },
-        squared_error=dropped + quantized.squared_error,
-        energy=energy,
-        zeros=zeros,
-    )
-
-
-def _exact(tensor: PlannedTensor, value: Tensor) -> _Packed:
-    planes = {"values": PlaneData(dtype=tensor.dtype, array=to_plane(value))}
-    return _Packed(
-        layout="dense", params={}, planes=planes, squared_error=0.0, energy=0.0, zeros=None
-    )
-
-
-def _check_finite(value: Tensor, name: str) -> None:
-    low, high = torch.aminmax(value)  # NaN propagates into both, and no copy is made
-    if not bool(low.isfinite() & high.isfinite()):
-        raise SourceError(
-            f"{name} holds NaN or infinite weights, which cannot be pruned or quantized; "
-            "the checkpoint is damaged, or leave the tensor out with skip."
-        )
-
-
-def _prune(value: Tensor, tensor: PlannedTensor, step: PruneStep) -> float:
-    """Prunes in place, each source tensor by itself: v is smaller than the q and k it is fused
-    with and would lose more than its share. Returns the energy that went.
-    """
-    if step.method == "pattern":
-        return prune_pattern_(value.view(value.shape[0], -1), step.keep, step.of)
-    parts = value.split([source.rows for source in tensor.sources] or [value.shape[0]])
-    return sum(prune_magnitude_(part, step.fraction) for part in parts)
-
-
-def _quantize(value: Tensor, step: QuantizeStep, *, pruned: bool) -> Quantized:
-    if step.method == "int8":
-        return quantize_int8(value)
-    # Without zero points all zeros are one symbol, which the codec pays for: pico pruned by half
-    # takes 3.07 bits a weight instead of 3.91, at the same divergence.
-    symmetric = pruned if step.symmetric is None else step.symmetric
-    return quantize_int4(value, group=step.group, symmetric=symmetric)
-
-
-def _energy(value: Tensor) -> float:
-    rows = value.view(value.shape[0], -1)
-    return sum(
-        float(part.to(torch.float32).square().sum(dtype=torch.float64)) for part in rows.split(256)
-    )
-
-
-def _report(tensor: PlannedTensor, packed: _Packed, entry: TensorEntry) -> TensorReport:
+def _report(tensor: PlannedTensor, packed: PackedTensor, entry: TensorEntry) -> TensorReport:
     elements = prod(tensor.shape)
     return TensorReport(
         name=tensor.name,
