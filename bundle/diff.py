@@ -1,9 +1,10 @@
 """What two bundles have in common, known from their manifests alone: no weight is read.
 
-Planes are compared by their digests, so equal weights are found whatever codec holds them. Chunks are
-compared as they are stored: those are the bytes that whoever has one file need not fetch for the
-other. A chunk's checksum has 64 bits, which tells chunks apart that differ by chance; a manifest that
-lies about its checksums can make this report wrong, and nothing else: reading verifies every chunk.
+Planes are compared by their digests, so equal weights are found whatever codec holds them. Chunks
+are compared as they are stored: those are the bytes that whoever has one file need not fetch for
+the other. A chunk's checksum has 64 bits, which tells chunks apart that differ by chance; a
+manifest that lies about its checksums can make this report wrong, and nothing else: reading
+verifies every chunk.
 """
 
 from __future__ import annotations
@@ -113,7 +114,9 @@ def diff(a: BundleReader, b: BundleReader) -> BundleDiff:
         ),
         tensors=_by_name(a.manifest.tensors, b.manifest.tensors, _tensor_fields),
         assets=_by_name(a.manifest.assets, b.manifest.assets, _asset_fields),
-        fields=tuple(_differences("", _manifest_fields(a, facts[0]), _manifest_fields(b, facts[1]))),
+        fields=tuple(
+            _differences("", _manifest_fields(a, facts[0]), _manifest_fields(b, facts[1]))
+        ),
     )
 
 

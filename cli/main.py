@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from tersor.cli import convert, diff, evaluate, generate, inspect, protect, serve
+from tersor.cli import codecs, convert, diff, evaluate, generate, inspect, protect, serve
 from tersor.cli.console import error_line, prepare_streams
 from tersor.cli.errors import InputError, RemoteError
 from tersor.runtime.errors import ConfigError
@@ -32,7 +32,7 @@ app.command("repair")(protect.repair)
 app.command("extract")(inspect.extract)
 app.command("eval")(evaluate.evaluate)
 app.command("diff")(diff.diff)
-#app.command("codecs")(codecs.codecs)
+app.command("codecs")(codecs.codecs)
 app.command("serve")(serve.serve)
 app.command("generate")(generate.generate)
 

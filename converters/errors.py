@@ -5,7 +5,8 @@ ConvertError
 │   └── UnsupportedSourceError  a valid model of a kind this build cannot convert
 ├── RecipeError                 a recipe is unknown, malformed, or does not fit the model
 ├── DestinationError            the output cannot be written, or exists and `force` is not set
-└── EvaluationError             a bundle cannot be evaluated on this text or against this reference
+├── EvaluationError             a bundle cannot be evaluated on this text or against this reference
+└── RoundTripError              a codec does not give back the bytes that it was given
 """
 
 
@@ -31,3 +32,7 @@ class DestinationError(ConvertError):
 
 class EvaluationError(ConvertError):
     """A bundle cannot be evaluated on this text or against this reference."""
+
+
+class RoundTripError(ConvertError):
+    """A codec does not give back the bytes that it was given."""
