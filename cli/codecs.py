@@ -99,7 +99,7 @@ def _print(report: CodecReport) -> None:
 def _title(kind: KindResult) -> str:
     measured = "all of it" if kind.whole else "a sample"
     return (
-        f"{kind.name}\n{format_bytes(kind.measured_bytes)} ({measured}) of {kind.tensors} of "
+        f"{kind.name}\n{format_bytes(kind.measured_bytes)} ({measured}) from {kind.tensors} of "
         f"{kind.of_tensors} tensors; order-0 entropy {kind.entropy_bits:.3f} bits/symbol, "
         f"{100 * kind.entropy_ratio:.2f} %"
     )

@@ -112,7 +112,8 @@ def _panel(axes: Axes, kind: KindResult) -> None:
     plain = [result for result in kind.results if result.codec != AUTO]
     for number, result in enumerate(plain):
         axes.scatter(
-            result.decode_mb_per_second, 100 * result.ratio, label=result.codec, s=84 - 7 * number,
+            result.decode_mb_per_second, 100 * result.ratio, label=result.codec,
+            s=max(30, 84 - 7 * number),  # so that equal results show as one around the other
             color=_COLOURS[number % len(_COLOURS)], marker=_MARKERS[number % len(_MARKERS)],
             edgecolors="white", linewidths=0.7, zorder=3,
         )  # fmt: skip
@@ -141,7 +142,9 @@ def _scales(axes: Axes, kind: KindResult, bound: float) -> None:
     axes.set_xscale("log")
     axes.set_xlim(min(speeds) / 1.6, max(speeds) * 1.6)
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}" if value < 1e6 else f"{value:.0e}"))
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:,g}" if value < 1e6 else f"{value:.0e}")
+    )
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("decode, MB/s", fontsize=8.5, color=_INK)
     axes.set_ylabel("stored, % of raw", fontsize=8.5, color=_INK)
@@ -157,7 +160,7 @@ def _scales(axes: Axes, kind: KindResult, bound: float) -> None:
     )
     mebibytes = kind.measured_bytes / (1 << 20)
     size = f"{mebibytes:.1f} MiB" if mebibytes >= 1 else f"{1024 * mebibytes:.1f} KiB"
-    size += f" of {kind.tensors} of {kind.of_tensors} tensors"
+    size += f" from {kind.tensors} of {kind.of_tensors} tensors"
     axes.annotate(
         size, (0, 1), xycoords="axes fraction", xytext=(0, 5), textcoords="offset points",
         fontsize=8, color=_FAINT,

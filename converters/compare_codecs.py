@@ -21,6 +21,8 @@ DEFAULT_MAX_BYTES = 64 << 20
 REPETITIONS = 3
 
 _FLOATS = frozenset({"f8_e4m3", "f8_e5m2", "f16", "bf16", "f32", "f64"})
+# Of a plane, if it has as many: making a tensor's planes costs more than measuring a block.
+_MIN_BLOCKS = 4
 _NO_FILTER = FILTERS["none"]
 _TICK_SECONDS = 1e-9  # what a clock cannot tell from nothing
 
@@ -92,8 +94,8 @@ def compare_codecs(
 
     Each codec gets the filter that suits it, and what it does not shrink is kept raw, as by
     `convert(codec=…)`. Of each kind of plane at most `max_bytes` are measured (one block of rows at
-    least), in whole blocks as a writer cuts them, spread over the tensors and their rows; tensors
-    beyond are not read. One tensor is in memory at a time.
+    least), in whole blocks as a writer cuts them, spread over the tensors and their rows; what they
+    do not need is not read. One tensor is in memory at a time.
 
     Args:
         place: a model folder, a `.pt2` file, or a bundle.
@@ -238,10 +240,12 @@ class _Comparison:
         count = geometry.num_chunks
         if array.nbytes > left * share:
             room = left // geometry.block_bytes or int(record.measured_bytes == 0)
-            count = min(count, room, max(1, int(left * share / geometry.block_bytes)))
-            record.whole = False
+            wanted = max(_MIN_BLOCKS, int(left * share / geometry.block_bytes))
+            count = min(count, room, wanted)
+            record.whole &= count == geometry.num_chunks
+        # A tensor is not made only to find out that a block like these has no room.
+        record.full = share < 1 and left - count * geometry.block_bytes < geometry.block_bytes
         if count == 0:
-            record.full = True
             return None
         return SampledPlane(
             dtype=data.dtype,
@@ -268,7 +272,6 @@ class _Comparison:
         split = [chosen.split(plane.dtype, plane.block(index)) for index in plane.blocks]
         for record, streams in zip(records, zip(*split, strict=True), strict=True):
             record.add(streams)
-            record.whole = self._records[kind].whole
         for number, trial in enumerate(self._trials):
             tallies = [record.tallies[number] for record in records]
             self._laboratory.streams(trial, plane, chosen, tallies)
@@ -284,7 +287,7 @@ class _Comparison:
             tensors=record.tensors,
             of_tensors=record.of_tensors,
             measured_bytes=record.measured_bytes,
-            whole=record.whole,
+            whole=self._records[replace(kind, filter=None, stream=None)].whole,
             symbols=record.symbols,
             entropy_bits=record.entropy.bits,
             results=tuple(
