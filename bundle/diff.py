@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from tersor.bundle.manifest import Asset, Chunk, Manifest, Plane, TensorEntry
+from tersor.bundle.manifest import Asset, Chunk, Manifest, Parity, Plane, TensorEntry
 from tersor.bundle.program_json import program_to_json
 from tersor.bundle.reader import BundleReader
 from tersor.bundle.validate import plane_key, stored_planes
@@ -90,7 +90,7 @@ class BundleDiff:
     chunks: Shared  # equal stored bytes
     tensors: NamedDiff
     assets: NamedDiff
-    fields: tuple[Difference, ...]  # format version, producer, program, recipe, source
+    fields: tuple[Difference, ...]  # format_version, producer, parity, program, …
 
 
 def diff(a: BundleReader, b: BundleReader) -> BundleDiff:
@@ -221,9 +221,21 @@ def _manifest_fields(reader: BundleReader, facts: BundleFacts) -> Mapping[str, A
     return {
         "format_version": facts.format_version,
         "producer": manifest.producer,
+        "parity": _parity_fields(manifest.parity),
         "program": program_to_json(manifest.program),
         "recipe": manifest.recipe,
         "source": manifest.source,
+    }
+
+
+def _parity_fields(parity: Parity | None) -> Mapping[str, Any] | None:
+    """Where the section begins follows from what stands before it."""
+    if parity is None:
+        return None
+    return {
+        "block_bytes": parity.block_bytes,
+        "data_blocks": parity.data_blocks,
+        "parity_blocks": parity.parity_blocks,
     }
 
 

@@ -113,7 +113,7 @@ def _panel(axes: Axes, kind: KindResult) -> None:
     for number, result in enumerate(plain):
         axes.scatter(
             result.decode_mb_per_second, 100 * result.ratio, label=result.codec,
-            s=max(30, 84 - 7 * number),  # so that equal results show as one around the other
+            s=max(46, 84 - 5 * number),  # so that equal results show as one around the other
             color=_COLOURS[number % len(_COLOURS)], marker=_MARKERS[number % len(_MARKERS)],
             edgecolors="white", linewidths=0.7, zorder=3,
         )  # fmt: skip

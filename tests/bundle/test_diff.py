@@ -24,6 +24,7 @@ from tersor.bundle.diff import BundleDiff, Difference, diff
 from tersor.bundle.dtypes import AnyArray
 from tersor.bundle.manifest import Chunk, Manifest
 from tersor.bundle.plane_data import PlaneData
+from tersor.bundle.protect import protect
 from tersor.bundle.reader import BundleReader
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -180,6 +181,17 @@ def test_an_old_format_compares_with_a_new_one(tmp_path: Path) -> None:
     assert found.same_content
     assert Difference(field="format_version", a=1, b=2) in found.fields
     assert len(found.tensors.equal) == 6
+
+
+def test_parity_is_a_difference_but_not_of_the_content(bundle: Path, tmp_path: Path) -> None:
+    protected = tmp_path / "protected.tersor"
+    protect(bundle, 0.05, output=protected)
+    found = compared(bundle, protected)
+    assert found.same_content
+    assert found.chunks.b.count == found.b.chunks
+    (difference,) = found.fields
+    assert (difference.field, difference.a) == ("parity", None)
+    assert set(difference.b) == {"block_bytes", "data_blocks", "parity_blocks"}
 
 
 def test_weights_are_not_read(bundle: Path, tmp_path: Path) -> None:
