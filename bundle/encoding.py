@@ -30,8 +30,8 @@ _SLICE_BYTES = 16 << 10
 _CLOSE = 1.03
 # Decoding costs time, so an encoding must save at least this share of the raw bytes.
 _MIN_SAVING = 1 / 128
-# Joining streams costs time, too, and an estimate from samples is not exact: a later filter must save
-# this share of the raw bytes over the earlier ones.
+# Joining streams costs time, too, and an estimate from samples is not exact: a later filter must
+# save this share of the raw bytes over the earlier ones.
 _MIN_FILTER_SAVING = 1 / 256
 # A table of the stream ties its chunks to it (equal chunks elsewhere are stored again), so it must
 # save at least this share. Exponents save less with it, wide codes 1 to 3 %.
