@@ -60,7 +60,7 @@ class RansBatch:
     slots: Tensor
     rows: Tensor  # int32 [rows]: the part of each row's class in the offset of a table
     # int32 [columns]: that of each column's class. The first is 0, for chunks without column
-    # classes; LANES more follow the last, since classes are read a step before they are needed.
+    # classes; two steps more follow the last, since classes are read ahead.
     columns: Tensor
     patch_positions: Tensor  # int64 [patches], in the output
     patch_values: Tensor  # uint8 or uint16 [patches]: also the dtype of the output
@@ -104,7 +104,7 @@ class RansBatch:
             blocks=torch.cat(blocks).to(device),
             slots=_entries(tables).to(device),
             rows=torch.cat(rows).to(device),
-            columns=torch.cat([_zeros(1), *columns, _zeros(LANES)]).to(device),
+            columns=torch.cat([_zeros(1), *columns, _zeros(2 * LANES)]).to(device),
             patch_positions=torch.cat(patches).to(device),
             patch_values=torch.cat([chunk.patch_values for chunk in chunks]).to(device),
             choice=max(map(_choice, chunks)),

@@ -17,7 +17,8 @@ from tersor.kernels.errors import LayoutError
 
 BLOCK_SYMBOLS = 1 << 16
 LANES = 32
-LOW = 1 << 16  # states are in [2^16, 2^32) between steps; the encoder began, and decoding ends, here
+# States are in [2^16, 2^32) between steps. The encoder began, and decoding ends, at the lowest.
+LOW = 1 << 16
 MIN_PRECISION = 8
 MAX_PRECISION = 15
 MAX_TABLES = 16
@@ -46,7 +47,8 @@ class RansTables:
         size = 1 << self.precision
         if self.codes.numel() % size or not 1 <= self.count <= MAX_TABLES:
             raise LayoutError(
-                f"`codes` has {self.codes.numel()} slots, expected 1 to {MAX_TABLES} tables of {size}"
+                f"`codes` has {self.codes.numel()} slots, expected 1 to {MAX_TABLES} tables of "
+                f"{size}"
             )
         codes = self.codes.to(torch.int64)
         frequencies = codes >> 16
@@ -106,7 +108,8 @@ class EncodedChunk:
 
     def _check_classes(self) -> None:
         tables, kinds, width = self.tables.count, self.column_classes, self.row_symbols
-        if kinds < 1 or tables % kinds or width < 0 or (tables > 1) != (width > 0):
+        wide = kinds > 1 and width > MAX_SYMBOLS
+        if kinds < 1 or tables % kinds or width < 0 or (tables > 1) != (width > 0) or wide:
             raise LayoutError(
                 f"{tables} tables do not fit {kinds} column classes and rows of {width} symbols"
             )

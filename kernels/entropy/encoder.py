@@ -57,7 +57,10 @@ def encode(
     Args:
         symbols: uint8 or uint16 [n].
         tables: as many as there are pairs of classes.
-        row_symbols: as in EncodedChunk, like all that follow.
+        row_symbols: length of a row; 0 where there is one table.
+        row_class: uint8 [rows].
+        column_classes: how many there are.
+        column_class: uint8 [row_symbols], where there is more than one.
 
     Raises:
         LayoutError: the classes do not fit the tables.

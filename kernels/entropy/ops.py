@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tersor.kernels.entropy.batch import RansBatch
+from tersor.kernels.entropy.batch import RansBatch, TableChoice
 
 LIBRARY = torch.library.Library("tersor", "FRAGMENT")
 LIBRARY.define(
@@ -29,9 +29,19 @@ def _launch(
 ) -> tuple[Tensor, Tensor]:
     from tersor.kernels.entropy import triton  # imports triton, which a CPU need not have
 
-    decoded: tuple[Tensor, Tensor] = triton.decode(
-        words, states, blocks, slots, rows, columns, patch_positions, patch_values, symbols, choice
+    batch = RansBatch(
+        chunk_symbols=(symbols,),
+        words=words,
+        states=states,
+        blocks=blocks,
+        slots=slots,
+        rows=rows,
+        columns=columns,
+        patch_positions=patch_positions,
+        patch_values=patch_values,
+        choice=TableChoice(choice),
     )
+    decoded: tuple[Tensor, Tensor] = triton.decode(batch)
     return decoded
 
 

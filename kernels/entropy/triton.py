@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tersor.kernels.checks import check_tensor
-from tersor.kernels.entropy.batch import BLOCK_FIELDS, ENDLESS_ROW, TableChoice
+from tersor.kernels.entropy.batch import BLOCK_FIELDS, ENDLESS_ROW, RansBatch, TableChoice
 from tersor.kernels.entropy.chunk import BLOCK_SYMBOLS, LANES, LOW, MAX_PRECISION, SYMBOL_DTYPES
 from tersor.kernels.splitk.triton import check_device, has_inline_asm
 
@@ -80,15 +80,14 @@ def _is_sane(
     sane &= (out_at >= 0) & (out_at <= num_symbols - symbols)
     sane &= (bits >= 1) & (bits <= MAX_BITS) & (tables >= 1) & (tables <= num_slots)
     sane &= (slots_at >= 0) & (slots_at <= num_slots - (tables << bits))
-    sane &= (row >= 0) & (row <= last_row) & (last_row < num_rows)
+    sane &= (row >= 0) & (row <= last_row) & (last_row < tl.minimum(num_rows, MAX_ROW))
     sane &= (width >= 1) & (width <= MAX_ROW) & (column >= 0) & (column < width)
     sane &= (stride >= 0) & (stride <= 1) & (columns_at >= 0)
-    return sane & (columns_at < num_columns - stride * (width - 1 + L))
+    # A step, and the one whose classes are asked for ahead, may begin within the last column.
+    return sane & (columns_at < num_columns - stride * (width + 2 * L))
 
 
-@triton.jit(
-    do_not_specialize=["num_words", "num_slots", "num_rows", "num_columns", "num_symbols"]
-)
+@triton.jit(do_not_specialize=["num_words", "num_slots", "num_rows", "num_columns", "num_symbols"])
 def rans_decode_kernel(
     words_ptr,  # uint16 [num_words]
     states_ptr,  # uint32 [blocks, 32]
@@ -196,7 +195,7 @@ def rans_decode_kernel(
             ahead = tl.load(words_ptr + fetched, mask=left > fetched, other=0)
             fetched += L
             used -= L
-        if not BY_SYMBOL:
+        if not BY_SYMBOL:  # noqa: SIM102  # one is known when compiled, the other is not
             if done >= row_end:
                 row_offset = next_offset
                 row = tl.minimum(row + 1, last_row)
@@ -234,79 +233,68 @@ def rans_patch_kernel(
     tl.store(out_ptr + position, value, mask=(position >= 0) & (position < num_symbols))
 
 
-def decode(
-    words: Tensor,
-    states: Tensor,
-    blocks: Tensor,
-    slots: Tensor,
-    rows: Tensor,
-    columns: Tensor,
-    patch_positions: Tensor,
-    patch_values: Tensor,
-    symbols: int,
-    choice: int,
-) -> tuple[Tensor, Tensor]:
+def decode(batch: RansBatch) -> tuple[Tensor, Tensor]:
     """Decodes a batch on a GPU (or in Triton's interpreter) by one launch, and one for patches.
 
-    Args:
-        words: as all that follow in RansBatch; contiguous, on one device.
-        symbols: of the whole output.
-        choice: a TableChoice.
-
     Returns:
-        Symbols [symbols] in the dtype of `patch_values`, and int32 [blocks]: not 0 where a block
-        does not decode. Whatever the values of the tensors, nothing outside of them is accessed.
+        Symbols [batch.symbols] in the dtype of `patch_values`, and int32 [blocks]: not 0 where a
+        block does not decode. Whatever the tensors hold, nothing outside of them is accessed.
 
     Raises:
-        LayoutError: an argument has another shape, dtype or device, or is not contiguous.
+        LayoutError: a tensor has another shape, dtype or device, or is not contiguous.
     """
-    device = words.device
+    device = batch.words.device
     check_device(device)
-    check_tensor("words", words, shape=(None,), dtypes=(torch.uint16,))
-    check_tensor("states", states, shape=(None, LANES), dtypes=(torch.uint32,), device=device)
-    count = states.shape[0]
-    shape = (count, len(BLOCK_FIELDS))
-    check_tensor("blocks", blocks, shape=shape, dtypes=(torch.int64,), device=device)
-    dtypes = (torch.uint32, torch.uint64)
-    check_tensor("slots", slots, shape=(None,), dtypes=dtypes, device=device)
-    for name, part in (("rows", rows), ("columns", columns)):
-        check_tensor(name, part, shape=(None,), dtypes=(torch.int32,), device=device)
-    check_tensor(
-        "patch_positions", patch_positions, shape=(None,), dtypes=(torch.int64,), device=device
-    )
-    check_tensor(
-        "patch_values",
-        patch_values,
-        shape=patch_positions.shape,
-        dtypes=SYMBOL_DTYPES,
-        device=device,
-    )
-    out = torch.empty(symbols, dtype=patch_values.dtype, device=device)
+    _check(batch)
+    out = torch.empty(batch.symbols, dtype=batch.patch_values.dtype, device=device)
+    count = batch.states.shape[0]
     errors = torch.empty(count, dtype=torch.int32, device=device)
     if count:
         rans_decode_kernel[(count,)](
-            words,
-            states,
-            blocks,
-            slots,
-            rows,
-            columns,
+            batch.words,
+            batch.states,
+            batch.blocks,
+            batch.slots,
+            batch.rows,
+            batch.columns,
             out,
             errors,
-            words.numel(),
-            slots.numel(),
-            rows.numel(),
-            columns.numel(),
-            symbols,
-            NARROW=slots.dtype == torch.uint32,
-            BY_COLUMN=choice == TableChoice.COLUMN,
-            BY_SYMBOL=choice == TableChoice.SYMBOL,
+            batch.words.numel(),
+            batch.slots.numel(),
+            batch.rows.numel(),
+            batch.columns.numel(),
+            batch.symbols,
+            NARROW=batch.slots.dtype == torch.uint32,
+            BY_COLUMN=batch.choice == TableChoice.COLUMN,
+            BY_SYMBOL=batch.choice == TableChoice.SYMBOL,
             USE_ASM=has_inline_asm(device),
             num_warps=NUM_WARPS,
         )
-    patches = patch_positions.numel()
+    patches = batch.patch_positions.numel()
     if patches:
         rans_patch_kernel[(triton.cdiv(patches, PATCHES),)](
-            out, patch_positions, patch_values, symbols, patches, BLOCK=PATCHES, num_warps=4
+            out,
+            batch.patch_positions,
+            batch.patch_values,
+            batch.symbols,
+            patches,
+            BLOCK=PATCHES,
+            num_warps=4,
         )
     return out, errors
+
+
+def _check(batch: RansBatch) -> None:
+    blocks, patches = batch.states.shape[0], batch.patch_positions.numel()
+    for name, shape, dtypes in (
+        ("words", (None,), (torch.uint16,)),
+        ("states", (None, LANES), (torch.uint32,)),
+        ("blocks", (blocks, len(BLOCK_FIELDS)), (torch.int64,)),
+        ("slots", (None,), (torch.uint32, torch.uint64)),
+        ("rows", (None,), (torch.int32,)),
+        ("columns", (None,), (torch.int32,)),
+        ("patch_positions", (None,), (torch.int64,)),
+        ("patch_values", (patches,), SYMBOL_DTYPES),
+    ):
+        tensor = getattr(batch, name)
+        check_tensor(name, tensor, shape=shape, dtypes=dtypes, device=batch.words.device)
