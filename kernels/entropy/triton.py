@@ -84,7 +84,7 @@ def _is_sane(
     sane &= (width >= 1) & (width <= MAX_ROW) & (column >= 0) & (column < width)
     sane &= (stride >= 0) & (stride <= 1) & (columns_at >= 0)
     # A step, and the one whose classes are asked for ahead, may begin within the last column.
-    return sane & (columns_at < num_columns - stride * (width + 2 * L))
+    return sane & (columns_at < num_columns - stride * (width + 2 * L - 1))
 
 
 @triton.jit(do_not_specialize=["num_words", "num_slots", "num_rows", "num_columns", "num_symbols"])
