@@ -8,6 +8,8 @@ from enum import IntEnum
 from itertools import accumulate
 from typing import Self
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -34,6 +36,8 @@ BLOCK_FIELDS = (
 ENDLESS_ROW = 1 << 30
 # Up to here an entry of a table fits 32 bits: 12 of frequency - 1, 8 of symbol, 12 of distance.
 NARROW_PRECISION = 12
+
+_ZERO = np.zeros(1, np.int64)
 
 
 class TableChoice(IntEnum):
@@ -99,7 +103,7 @@ class RansBatch:
         patches = [chunk.patch_positions + at for chunk, at in zip(chunks, out_at, strict=True)]
         return cls(
             chunk_symbols=tuple(chunk.symbols for chunk in chunks),
-            words=torch.cat([chunk.words for chunk in chunks]).to(device),
+            words=_joined([chunk.words for chunk in chunks], device),
             states=torch.cat([chunk.states for chunk in chunks]).to(device),
             blocks=torch.cat(blocks).to(device),
             slots=_entries(tables).to(device),
@@ -135,6 +139,16 @@ class RansBatch:
             at += blocks
 
 
+def _joined(parts: Sequence[Tensor], device: torch.device) -> Tensor:
+    """One after the other on `device`, each copied once."""
+    joined = torch.empty(sum(map(len, parts)), dtype=parts[0].dtype, device=device)
+    at = 0
+    for part in parts:
+        joined[at : at + len(part)].copy_(part)
+        at += len(part)
+    return joined
+
+
 def _starts(sizes: Iterable[int]) -> list[int]:
     """Where each part begins if they lie one after the other."""
     return list(accumulate(sizes, initial=0))[:-1]
@@ -166,15 +180,15 @@ def _describe(
     chunk: EncodedChunk, words_at: int, out_at: int, slots_at: int, rows_at: int, columns_at: int
 ) -> Tensor:
     """The chunk's part of `RansBatch.blocks`, from where its parts begin in those of the batch."""
-    first = torch.arange(chunk.blocks) * BLOCK_SYMBOLS
     row_symbols = _row_symbols(chunk)
     by_column = chunk.column_classes > 1
-    ends = torch.cat([torch.zeros(1, dtype=torch.int64), chunk.word_ends])
-    fields = {
-        "words_at": words_at + ends[:-1],
-        "words_end": words_at + ends[1:],
+    first = np.arange(chunk.blocks) * BLOCK_SYMBOLS
+    ends = chunk.word_ends.numpy()
+    fields: dict[str, int | npt.NDArray[np.int64]] = {
+        "words_at": words_at + np.concatenate([_ZERO, ends[:-1]])[: chunk.blocks],
+        "words_end": words_at + ends,
         "out_at": out_at + first,
-        "symbols": (chunk.symbols - first).clamp(max=BLOCK_SYMBOLS),
+        "symbols": np.minimum(chunk.symbols - first, BLOCK_SYMBOLS),
         "precision": chunk.tables.precision,
         "slots_at": slots_at,
         "tables": chunk.tables.count,
@@ -185,8 +199,11 @@ def _describe(
         "columns_at": 1 + columns_at if by_column else 0,
         "column_stride": int(by_column),
     }
-    filled = [torch.as_tensor(fields[name]).expand(chunk.blocks) for name in BLOCK_FIELDS]
-    return torch.stack(filled, dim=1)
+    described = np.empty((chunk.blocks, len(BLOCK_FIELDS)), np.int64)
+    # In numpy: with a tensor a field, a bundle's thousands of chunks would take seconds.
+    for column, name in enumerate(BLOCK_FIELDS):
+        described[:, column] = fields[name]
+    return torch.from_numpy(described)
 
 
 def _entries(tables: Sequence[RansTables]) -> Tensor:

@@ -21,8 +21,8 @@ MAX_BITS = tl.constexpr(MAX_PRECISION)
 MAX_ROW = tl.constexpr(ENDLESS_ROW)
 L = tl.constexpr(LANES)
 LOWEST = tl.constexpr(LOW)
-# One warp: its lanes are the block's, and nothing waits for another warp. Two blocks a warp take as
-# many instructions a symbol, and leave half as many warps to hide latency.
+# One warp: its lanes are the block's, and nothing waits for another warp. Blocks that share a warp
+# would save some of its instructions, and latency is hidden by warps (docs/kernels.md).
 NUM_WARPS = 1
 PATCHES = 1024  # of a program
 
