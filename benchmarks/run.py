@@ -9,6 +9,7 @@ from pathlib import Path
 NOT_HERE = {
     "record.py",
     "run.py",
+    "gpu_entropy.py",
     "gpu_matmul.py",
     "mlserver_peer.py",
     "mlserver_runtime.py",

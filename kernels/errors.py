@@ -3,3 +3,7 @@
 
 class LayoutError(ValueError):
     """A layout, its planes or an operand do not fit: the message says what, got and expected."""
+
+
+class CorruptChunkError(ValueError):
+    """An entropy-coded chunk is well formed, but its words do not decode."""

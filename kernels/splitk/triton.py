@@ -80,13 +80,14 @@ def compute_dtype(device: torch.device) -> tl.dtype:
     Raises:
         LayoutError: the operands are on a CPU and the interpreter is off.
     """
-    if device.type != "cpu":
-        return tl.bfloat16
-    if not triton.knobs.runtime.interpret:
-        raise LayoutError(
-            "Triton kernels need operands on a GPU, got cpu; use the layout's CPU path"
-        )
-    return tl.float32
+    check_device(device)
+    return tl.float32 if device.type == "cpu" else tl.bfloat16
+
+
+def check_device(device: torch.device) -> None:
+    """Raises LayoutError if no kernel can run: operands on a CPU, and the interpreter is off."""
+    if device.type == "cpu" and not triton.knobs.runtime.interpret:
+        raise LayoutError("Triton kernels need operands on a GPU, got cpu; use the CPU path there")
 
 
 def register_options(device: torch.device) -> dict[str, int]:

@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from aot import Kernel, build
 
+from tersor.kernels.entropy import triton as entropy
+from tersor.kernels.entropy.batch import TableChoice
 from tersor.kernels.int4 import triton as int4
 from tersor.kernels.int8 import triton as int8
 from tersor.kernels.splitk import triton as splitk
@@ -79,7 +81,49 @@ def _int4(
     )
 
 
+def _rans(choice: TableChoice, *, wide: bool = False, asm: bool = True) -> Kernel:
+    pointers = {
+        "words_ptr": "*u16",
+        "states_ptr": "*u32",
+        "blocks_ptr": "*i64",
+        "slots_ptr": "*u64" if wide else "*u32",
+        "rows_ptr": "*i32",
+        "columns_ptr": "*i32",
+        "out_ptr": "*u16" if wide else "*u8",
+        "errors_ptr": "*i32",
+    }
+    sizes = ("num_words", "num_slots", "num_rows", "num_columns", "num_symbols")
+    return Kernel(
+        function=entropy.rans_decode_kernel,
+        types=pointers | dict.fromkeys(sizes, "i32"),
+        constants={
+            "NARROW": not wide,
+            "BY_COLUMN": choice == TableChoice.COLUMN,
+            "BY_SYMBOL": choice == TableChoice.SYMBOL,
+            "USE_ASM": asm,
+        },
+        aligned=tuple(pointers),
+        options={"num_warps": entropy.NUM_WARPS},
+        weights_per_step=32,
+        main="SHFL.IDX",
+    )
+
+
 KERNELS = {
+    "rans_row": _rans(TableChoice.ROW),
+    "rans_row_portable": _rans(TableChoice.ROW, asm=False),
+    "rans_row_wide": _rans(TableChoice.ROW, wide=True),
+    "rans_column": _rans(TableChoice.COLUMN),
+    "rans_symbol": _rans(TableChoice.SYMBOL),
+    "rans_symbol_wide": _rans(TableChoice.SYMBOL, wide=True),
+    "rans_patch": Kernel(
+        function=entropy.rans_patch_kernel,
+        types={"out_ptr": "*u8", "positions_ptr": "*i64", "values_ptr": "*u8"}
+        | dict.fromkeys(("num_symbols", "patches"), "i32"),
+        constants={"BLOCK": entropy.PATCHES},
+        aligned=("out_ptr", "positions_ptr", "values_ptr"),
+        options={"num_warps": 4},
+    ),
     "int8_batch8": _int8(8),
     "int8_batch8_ragged": _int8(8, even_k=False, dtype="fp32"),
     "int8_batch32": _int8(32),

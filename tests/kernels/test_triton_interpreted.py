@@ -11,12 +11,13 @@ import torch
 from tersor.kernels.errors import LayoutError
 from tersor.kernels.int8 import triton as int8
 
-CASES = Path(__file__).parent / "interpreted" / "cases.py"
+CASES = Path(__file__).parent / "interpreted"
 
 
-def test_kernels_agree_with_their_references_under_the_interpreter() -> None:
+@pytest.mark.parametrize("name", ["cases.py", "entropy_cases.py"])
+def test_kernels_agree_with_their_references_under_the_interpreter(name: str) -> None:
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", str(CASES), "-q", "-x", "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "pytest", str(CASES / name), "-q", "-x", "-p", "no:cacheprovider"],
         env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

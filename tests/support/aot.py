@@ -28,7 +28,8 @@ class Kernel:
         str
     ]  # pointers and sizes that are multiples of 16, as the launcher finds them
     options: Mapping[str, int]
-    weights_per_step: int = 0  # weights that one program decodes in one loop step
+    weights_per_step: int = 0  # weights (symbols) that one program decodes in one loop step
+    main: str = "MMA"  # what the instructions of the main loop, and of no other, include
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +63,7 @@ def build(kernel: Kernel, sm: int) -> Machine:
         assembly = _run("nvdisasm", "-c", file.name)
     counts = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     lanes = 32 * kernel.options["num_warps"]
-    loop = len(main_loop(assembly)) if kernel.weights_per_step else 0
+    loop = len(main_loop(assembly, kernel.main)) if kernel.weights_per_step else 0
     return Machine(
         registers=counts["REG"],
         spilled_bytes=counts["STACK"] + counts["LOCAL"],
@@ -71,8 +72,8 @@ def build(kernel: Kernel, sm: int) -> Machine:
     )
 
 
-def main_loop(assembly: str) -> list[str]:
-    """The instructions of the one loop that holds tensor core instructions."""
+def main_loop(assembly: str, instruction: str) -> list[str]:
+    """The instructions of the one innermost loop that holds `instruction`."""
     instructions: list[str] = []
     labels: dict[str, int] = {}
     for line in map(str.strip, assembly.splitlines()):
@@ -80,15 +81,17 @@ def main_loop(assembly: str) -> list[str]:
             labels[label[1]] = len(instructions)
         elif found := re.match(r"/\*[0-9a-f]+\*/\s+(.*?);", line):
             instructions.append(found[1])
-    loops = []
-    for end, instruction in enumerate(instructions):
-        branch = re.search(r"\bBRA\b.*`\(\.(L_x_\d+)\)", instruction)
-        body = instructions[labels.get(branch[1], end) : end + 1] if branch else []
-        if any("MMA" in each for each in body):
+    loops: list[range] = []
+    for end, each in enumerate(instructions):
+        branch = re.search(r"\bBRA\b.*`\(\.(L_x_\d+)\)", each)
+        body = range(labels.get(branch[1], end) if branch else end, end)
+        # Of nested loops the inner one ends first.
+        around = any(body.start <= inner.start for inner in loops)
+        if not around and any(instruction in instructions[at] for at in body):
             loops.append(body)
     if len(loops) != 1:
-        raise AssertionError(f"expected one loop with tensor core instructions, found {len(loops)}")
-    return loops[0]
+        raise AssertionError(f"expected one loop with {instruction}, found {len(loops)}")
+    return instructions[loops[0].start : loops[0].stop + 1]
 
 
 def _run(tool: str, *arguments: str) -> str:

@@ -15,34 +15,22 @@ import numpy as np
 
 from tersor.bundle.codecs.base import Codec, Draft, Encoder, StreamShape
 from tersor.bundle.codecs.entropy.layout import (
-    BLOCK_SYMBOLS,
     LANES,
     ChunkHeader,
-    Sections,
-    chunk_model,
     num_blocks,
     padded,
-    raw_symbols,
-    symbol_kind,
     symbols_of,
 )
-from tersor.bundle.codecs.entropy.patches import apply_patches, take_out
-from tersor.bundle.codecs.entropy.rans_model import (
-    RansModel,
-    pack_classes,
-    table_parts,
-    unpack_classes,
-)
+from tersor.bundle.codecs.entropy.patches import take_out
+from tersor.bundle.codecs.entropy.rans_chunk import RansChunk
+from tersor.bundle.codecs.entropy.rans_model import pack_classes
 from tersor.bundle.dtypes import AnyArray, ByteArray
-from tersor.bundle.errors import BundleCorruptError
 
 if TYPE_CHECKING:
     from tersor.bundle.codecs.entropy.rans_plan import Plan
 
 # What decoding slows down to where columns have classes: each symbol looks its table up.
 COLUMN_CLASSES_MB_PER_SECOND = 300
-
-_NO_TABLES: ByteArray = np.empty(0, np.uint8)
 
 
 class RansCodec(Codec):
@@ -74,7 +62,7 @@ class RansCodec(Codec):
     def decode(
         self, stored: ByteArray, raw_bytes: int, table: ByteArray | None = None
     ) -> ByteArray:
-        chunk = _Chunk(stored, raw_bytes, table)
+        chunk = RansChunk(stored, raw_bytes, table)
         out = np.empty(raw_bytes, np.uint8)
         chunk.decode_into(out)
         return out
@@ -82,7 +70,7 @@ class RansCodec(Codec):
     def decode_into(
         self, stored: ByteArray, out: ByteArray, table: ByteArray | None = None
     ) -> None:
-        _Chunk(stored, out.size, table).decode_into(out)
+        RansChunk(stored, out.size, table).decode_into(out)
 
 
 def _encode(symbols: AnyArray, plan: Plan) -> bytes:
@@ -121,79 +109,6 @@ def _encode(symbols: AnyArray, plan: Plan) -> bytes:
             padded(values.astype(f"<u{model.symbol_bytes}").tobytes()),
         ]
     )
-
-
-class _Chunk:
-    """A chunk's sections, checked; nothing is decoded yet."""
-
-    def __init__(self, stored: ByteArray, raw_bytes: int, table: ByteArray | None) -> None:
-        """Raises BundleCorruptError where a section does not fit the others."""
-        sections = Sections(stored, "a rANS chunk")
-        header = ChunkHeader.unpack(sections)
-        self._stored = stored
-        self._symbols = raw_symbols(raw_bytes, header)
-        self._model = RansModel.unpack(chunk_model(sections, header, table))
-        if self._model.symbol_bytes != header.symbol_bytes:
-            raise BundleCorruptError(
-                f"a rANS chunk has symbols of {header.symbol_bytes} bytes, its model of "
-                f"{self._model.symbol_bytes}"
-            )
-        self._row_symbols = header.row_symbols
-        self._row_class = self._rows(sections)
-        blocks = num_blocks(self._symbols)
-        self._ends = sections.array("<u4", blocks)
-        self._states = sections.array("<u4", blocks * LANES).reshape(blocks, LANES)
-        if (np.diff(self._ends.astype(np.int64)) < 0).any():
-            raise BundleCorruptError("the blocks of a rANS chunk do not follow each other")
-        self._words_at = sections.at
-        sections.take(2 * int(self._ends[-1]))
-        sections.pad()
-        self._positions = sections.array("<u4", header.patches)
-        self._values = sections.array(f"<u{header.symbol_bytes}", header.patches)
-        sections.finish()
-
-    def decode_into(self, out: ByteArray) -> None:
-        """Fills `out`. Raises BundleCorruptError if the words do not decode to it exactly."""
-        from tersor.bundle.codecs.entropy.rans_compiled import decode_block, fill_tables
-
-        model = self._model
-        symbols = out.view(symbol_kind(model.symbol_bytes))
-        codes, values = model.slots()
-        ids = _NO_TABLES
-        if model.num_tables > 1:
-            parts = table_parts(model, self._row_class, self._row_symbols)
-            ids = np.empty(min(BLOCK_SYMBOLS, symbols.size), np.uint8)
-        # Row classes alone, and rows of whole steps: then every step has one table.
-        uniform = model.column_classes == 1 and self._row_symbols % LANES == 0
-        start = self._words_at
-        for block in range(self._ends.size):
-            end = self._words_at + 2 * int(self._ends[block])
-            first = block * BLOCK_SYMBOLS
-            part = symbols[first : first + BLOCK_SYMBOLS]
-            if model.num_tables > 1:
-                fill_tables(ids[: part.size], first, *parts)
-            if not decode_block(
-                self._stored, start, end, self._states[block], ids[: part.size],
-                codes, values, model.precision, part, uniform,
-            ):  # fmt: skip
-                raise BundleCorruptError(f"block {block} of a rANS chunk does not decode")
-            start = end
-        apply_patches(symbols, self._positions, self._values)
-
-    def _rows(self, sections: Sections) -> ByteArray:
-        """The class of each row, where the model has classes."""
-        model, width = self._model, self._row_symbols
-        if (model.num_tables > 1) != (width > 0):
-            raise BundleCorruptError(
-                f"a rANS chunk has rows of {width} symbols and {model.num_tables} tables"
-            )
-        if width == 0:
-            return _NO_TABLES
-        if model.columns.size not in {0, width}:
-            raise BundleCorruptError(
-                f"a rANS chunk has rows of {width} symbols, its model {model.columns.size} columns"
-            )
-        return unpack_classes(sections, -(-self._symbols // width), model.row_classes)
 
 
 __all__ = ["RansCodec"]
