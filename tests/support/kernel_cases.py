@@ -13,7 +13,9 @@ from tersor.kernels.int8 import reference as int8_reference
 # Error of a result relative to |x| @ |w|.T, by the coarsest rounding on its way.
 TOLERANCES = {
     "fp32": 1e-5,  # float32 sums of up to 4096 products, in another order
-    "bf16": 3 * 2**-9,  # half an ulp for the product, the biased result, and an offset held in bf16
+    # Half an ulp, which is 2^-8 of a value just above a power of two (bf16 has eight significant
+    # bits), for the product, the biased result, and an offset held in bf16.
+    "bf16": 3 * 2**-8,
 }
 
 
