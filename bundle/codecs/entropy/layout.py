@@ -99,7 +99,8 @@ class Sections:
 
     def pad(self) -> None:
         """Skips zeros up to the next multiple of four. Raises BundleCorruptError if not zero."""
-        if self.take(-self.at % ALIGNMENT).any():
+        missing = -self.at % ALIGNMENT
+        if missing and self.take(missing).any():
             raise BundleCorruptError(f"{self._what} has padding that is not zero")
 
     def finish(self) -> None:
