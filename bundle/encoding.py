@@ -30,8 +30,7 @@ _SLICE_BYTES = 16 << 10
 _CLOSE = 1.03
 # Decoding costs time, so an encoding must save at least this share of the raw bytes.
 _MIN_SAVING = 1 / 128
-# Joining streams costs time, too, and an estimate from samples is not exact: a later filter must
-# save this share of the raw bytes over the earlier ones.
+# A plane that no filter makes smaller by this share stays as it is: it loads at memory speed.
 _MIN_FILTER_SAVING = 1 / 256
 # A table of the stream ties its chunks to it (equal chunks elsewhere are stored again), so it must
 # save at least this share. Exponents save less with it, wide codes 1 to 3 %.
@@ -136,12 +135,10 @@ class Chooser:
                     for stream, shape in zip(streams, shapes, strict=True)
                 )
             )
-        margin = _MIN_FILTER_SAVING * sum(block.nbytes for block in blocks)
-        best = 0
-        for index, size in enumerate(sizes):
-            if size < sizes[best] - margin:
-                best = index
-        return self.plan_filtered(candidates[best], dtype, rows, geometry)
+        raw_bytes = sum(block.nbytes for block in blocks)
+        if min(sizes) >= raw_bytes * (1 - _MIN_FILTER_SAVING):
+            return self.plan_filtered(candidates[0], dtype, rows, geometry)
+        return self.plan_filtered(candidates[sizes.index(min(sizes))], dtype, rows, geometry)
 
     def plan_filtered(
         self, chosen: Filter, dtype: str, rows: AnyArray, geometry: Geometry
