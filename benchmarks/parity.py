@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import record
 
-from tersor.bundle.bundle_file import BundleFile
 from tersor.bundle.codecs import ZstdCodec
 from tersor.bundle.manifest import SourceSlice
 from tersor.bundle.parity import ParityGeometry
@@ -24,6 +23,7 @@ from tersor.bundle.program import DecoderProgram
 from tersor.bundle.protect import protect
 from tersor.bundle.reader import read_manifest
 from tersor.bundle.repair import repair
+from tersor.bundle.sources import FileSource
 from tersor.bundle.verify import verify
 from tersor.bundle.writer import BundleWriter, PlaneData
 from tersor.converters.pipeline import convert
@@ -61,7 +61,7 @@ def random_bundle(path: Path, megabytes: int) -> None:
 
 def geometry(path: Path) -> ParityGeometry:
     """Of a whole bundle's parity."""
-    with BundleFile.opened(path) as file:
+    with FileSource.opened(path) as file:
         found = geometry_of(file, read_manifest(file, ZstdCodec()))
     assert found is not None
     return found

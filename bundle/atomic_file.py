@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tersor.bundle.bundle_file import BundleFile
 from tersor.bundle.errors import BundleWriteError, path_text
+from tersor.bundle.sources import FileSource
 
 
 class AtomicFile:
@@ -89,13 +89,13 @@ class AtomicFile:
             raise self._failed(error) from error
 
     @contextmanager
-    def opened(self) -> Iterator[BundleFile]:
+    def opened(self) -> Iterator[FileSource]:
         """What was appended so far, for reading; sees every later `write_at`."""
         try:
             self._file.flush()
         except OSError as error:
             raise self._failed(error) from error
-        with BundleFile.opened(self._temporary) as file:
+        with FileSource.opened(self._temporary) as file:
             yield file
 
     def publish(self) -> None:

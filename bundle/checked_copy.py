@@ -9,16 +9,16 @@ import xxhash
 
 from tersor.bundle.container import HEADER_BYTES
 from tersor.bundle.damage import Damage
+from tersor.bundle.decoding import Readable
 from tersor.bundle.dtypes import ByteArray
 from tersor.bundle.errors import BundleCorruptError
 from tersor.bundle.manifest import Manifest
-from tersor.bundle.parity_source import ByteSource
 from tersor.bundle.places import Place, places
 
 _PIECE_BYTES = 1 << 20
 
 
-def checked_bytes(source: ByteSource, manifest: Manifest) -> Iterator[ByteArray]:
+def checked_bytes(source: Readable, manifest: Manifest) -> Iterator[ByteArray]:
     """All bytes from the header to the end of the assets, in pieces of at most 1 MiB.
 
     Neither planes nor assets are decoded. A piece may come before its checksum is found wrong; each
@@ -38,7 +38,7 @@ def checked_bytes(source: ByteSource, manifest: Manifest) -> Iterator[ByteArray]
     return _checked(source, manifest, refuse)
 
 
-def damages(source: ByteSource, manifest: Manifest) -> list[Damage]:
+def damages(source: Readable, manifest: Manifest) -> list[Damage]:
     """Everything between the header and the end of the assets that is not what was written."""
     found: list[Damage] = []
     for _ in _checked(source, manifest, found.append):
@@ -46,7 +46,7 @@ def damages(source: ByteSource, manifest: Manifest) -> list[Damage]:
     return found
 
 
-def check_place(source: ByteSource, place: Place) -> Damage | None:
+def check_place(source: Readable, place: Place) -> Damage | None:
     """What is wrong with a chunk, if anything."""
     found: list[Damage] = []
     buffer = np.empty(min(_PIECE_BYTES, place.chunk.stored_bytes), np.uint8)
@@ -56,7 +56,7 @@ def check_place(source: ByteSource, place: Place) -> Damage | None:
 
 
 def _checked(
-    source: ByteSource, manifest: Manifest, report: Callable[[Damage], None]
+    source: Readable, manifest: Manifest, report: Callable[[Damage], None]
 ) -> Iterator[ByteArray]:
     buffer = np.empty(_PIECE_BYTES, np.uint8)
     at = HEADER_BYTES
@@ -69,7 +69,7 @@ def _checked(
 
 
 def _checked_chunk(
-    source: ByteSource, place: Place, buffer: ByteArray, report: Callable[[Damage], None]
+    source: Readable, place: Place, buffer: ByteArray, report: Callable[[Damage], None]
 ) -> Iterator[ByteArray]:
     hasher = xxhash.xxh3_64()
     chunk = place.chunk
@@ -98,7 +98,7 @@ def _checked_chunk(
 
 
 def _checked_padding(
-    source: ByteSource, start: int, end: int, buffer: ByteArray, report: Callable[[Damage], None]
+    source: Readable, start: int, end: int, buffer: ByteArray, report: Callable[[Damage], None]
 ) -> Iterator[ByteArray]:
     padding = buffer[: end - start]  # shorter than a page: a manifest with larger gaps is refused
     source.read_into(start, padding)

@@ -229,25 +229,30 @@ def read_chunks(source: Readable, chunks: Sequence[Chunk], out: ByteArray) -> No
         at += size
 
 
-def load_tables(
-    source: Readable, plane: Plane, codecs: Mapping[str, Codec]
+def decode_tables(
+    plane: Plane, stored: ByteArray, codecs: Mapping[str, Codec]
 ) -> tuple[ByteArray | None, ...]:
-    """Reads, verifies and decodes the tables of a plane's streams.
+    """Verifies and decodes the tables of a plane's streams.
+
+    Args:
+        plane: whose streams may have tables.
+        stored: their stored bytes, one after the other.
+        codecs: by name.
 
     Raises:
         BundleCorruptError: a checksum does not match.
-        BundleError: as the source's `read_into`.
     """
     tables: list[ByteArray | None] = []
+    at = 0
     for stream in plane.streams:
         chunk = stream.table
         if chunk is None:
             tables.append(None)
             continue
-        stored = np.empty(chunk.stored_bytes, np.uint8)
-        source.read_into(chunk.offset, stored)
-        verify_chunk(stored, chunk, partial(describe_table, plane, stream))
-        tables.append(codecs[chunk.codec].decode(stored, chunk.raw_bytes))
+        data = stored[at : at + chunk.stored_bytes]
+        at += chunk.stored_bytes
+        verify_chunk(data, chunk, partial(describe_table, plane, stream))
+        tables.append(codecs[chunk.codec].decode(data, chunk.raw_bytes))
     return tuple(tables)
 
 

@@ -123,7 +123,7 @@ def diff(a: BundleReader, b: BundleReader) -> BundleDiff:
 def _facts(reader: BundleReader) -> BundleFacts:
     manifest = reader.manifest
     return BundleFacts(
-        bundle=str(reader.path),
+        bundle=reader.name,
         file_bytes=reader.file_bytes,
         format_version=reader.read_format_version(),
         digest=manifest.digest,

@@ -12,11 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from tersor.bundle.atomic_file import AtomicFile
+from tersor.bundle.decoding import Readable
 from tersor.bundle.digests import checksum
 from tersor.bundle.dtypes import ByteArray
 from tersor.bundle.parity import HASH_BYTES, ParityGeometry
 from tersor.bundle.parity_packet import pack_header, pack_packet
-from tersor.bundle.parity_source import ByteSource, read_blocks
+from tersor.bundle.parity_source import read_blocks
 
 # Neighbouring stripes are read and encoded together, for reads and slices long enough to be fast;
 # a stripe of the largest blocks alone is 16 MiB.
@@ -103,7 +104,7 @@ def encode_section(
                 progress(total * done // stripes, total)
 
 
-def encode_stripes(source: ByteSource, file: AtomicFile, encoder: Encoder, stripes: range) -> None:
+def encode_stripes(source: Readable, file: AtomicFile, encoder: Encoder, stripes: range) -> None:
     """Reads consecutive stripes and writes all of their packets."""
     geometry = encoder.geometry
     rows = np.empty((geometry.data_blocks, len(stripes) * geometry.block_bytes), np.uint8)

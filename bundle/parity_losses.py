@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tersor.bundle.bundle_file import BundleFile
 from tersor.bundle.checked_copy import check_place
 from tersor.bundle.codecs import ZstdCodec
 from tersor.bundle.container import FOOTER_BYTES, HEADER_BYTES, Footer, unpack_manifest
@@ -20,9 +19,10 @@ from tersor.bundle.parity_restore import Restorer
 from tersor.bundle.parity_source import DamagedFile
 from tersor.bundle.parity_survey import Survey
 from tersor.bundle.places import places
+from tersor.bundle.sources import ByteSource
 
 
-def losses(file: BundleFile, manifest: Manifest | None, survey: Survey) -> tuple[Damage, ...]:
+def losses(file: ByteSource, manifest: Manifest | None, survey: Survey) -> tuple[Damage, ...]:
     """Names what damaged blocks of lost stripes take with them.
 
     Args:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
+from tersor.bundle.decoding import Readable
 from tersor.bundle.digests import checksum
 from tersor.bundle.dtypes import ByteArray
 from tersor.bundle.errors import BundleParityError
 from tersor.bundle.parity_packet import block_of
-from tersor.bundle.parity_source import ByteSource, read_blocks
+from tersor.bundle.parity_source import read_blocks
 from tersor.bundle.parity_survey import Survey
 
 
 class Restorer:
     """Stripes of a surveyed file as they were when the parity was computed."""
 
-    def __init__(self, survey: Survey, source: ByteSource) -> None:
+    def __init__(self, survey: Survey, source: Readable) -> None:
         import zfec
 
         geometry = survey.geometry

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tersor.bundle.decoding import Readable
 from tersor.bundle.digests import checksum
 from tersor.bundle.dtypes import ByteArray
 from tersor.bundle.parity import PACKET_HEADER_BYTES, ParityGeometry
@@ -18,7 +19,6 @@ from tersor.bundle.parity_packet import (
     pack_header,
     unpack_header,
 )
-from tersor.bundle.parity_source import ByteSource
 
 _WINDOW_BYTES = 1 << 20
 # A file may be full of what begins as a packet. Real ones take more than a page each, so that more
@@ -47,7 +47,7 @@ def plausible(geometry: ParityGeometry, file_bytes: int) -> bool:
     return geometry.section_bytes <= most and geometry.protected_bytes <= most
 
 
-def scan(source: ByteSource, file_bytes: int) -> FoundParity | None:
+def scan(source: Readable, file_bytes: int) -> FoundParity | None:
     """Looks for whole packets in every byte of a file.
 
     Packets where they say they belong count before all others: a bundle may carry another one,
@@ -64,7 +64,7 @@ def scan(source: ByteSource, file_bytes: int) -> FoundParity | None:
 
 
 class _Scan:
-    def __init__(self, source: ByteSource, file_bytes: int) -> None:
+    def __init__(self, source: Readable, file_bytes: int) -> None:
         self._source = source
         self._file_bytes = file_bytes
         self._failures_left = file_bytes // _PAGE_BYTES + _SPARE_FAILURES
@@ -127,7 +127,7 @@ class _Scan:
 
 
 def read_digest(
-    source: ByteSource, geometry: ParityGeometry, place: int, offset: int, packet: ByteArray
+    source: Readable, geometry: ParityGeometry, place: int, offset: int, packet: ByteArray
 ) -> int:
     """Reads the packet of a place at `offset`, and tells stripes' hashes apart.
 

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
-from tersor.bundle.bundle_file import BundleFile
+from tersor.bundle.decoding import Readable
 from tersor.bundle.dtypes import ByteArray
 from tersor.bundle.errors import BundleReadError, BundleTruncatedError
 from tersor.bundle.parity import ParityGeometry
+from tersor.bundle.sources import ByteSource
 
 # A disk loses sectors, and a file system reads pages: around an error less is lost by small reads.
 _PAGE_BYTES = 4096
 
 
-class ByteSource(Protocol):
-    """Bytes at offsets."""
-
-    def read_into(self, offset: int, out: ByteArray) -> None:
-        """Fills `out` with the bytes at `offset`."""
-
-
 class DamagedFile:
-    """A file in which everything can be read: what it lacks, or what the disk lost, is zeros."""
+    """A file in which everything can be read: what it lacks, or what the disk lost, is zeros.
 
-    def __init__(self, file: BundleFile) -> None:
+    A remote object has no bad places: where it cannot be read, that is an error as ever.
+    """
+
+    def __init__(self, file: ByteSource) -> None:
         """For use inside `file.using()`."""
         self._file = file
 
@@ -41,12 +36,14 @@ class DamagedFile:
         try:
             self._file.read_into(offset, out)
         except (BundleReadError, BundleTruncatedError):
+            if self._file.is_remote:
+                raise
             return False
         return True
 
 
 def read_blocks(
-    source: ByteSource, geometry: ParityGeometry, first: int, count: int, out: ByteArray
+    source: Readable, geometry: ParityGeometry, first: int, count: int, out: ByteArray
 ) -> None:
     """Fills `out` with `count` data blocks, zeros beyond the protected bytes.
 

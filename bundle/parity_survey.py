@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,14 +11,15 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tersor.bundle.bundle_file import BundleFile
 from tersor.bundle.container import FOOTER_BYTES, Footer
+from tersor.bundle.decoding import Readable
 from tersor.bundle.digests import checksum
 from tersor.bundle.errors import BundleError
 from tersor.bundle.manifest import Manifest
 from tersor.bundle.parity import HASH_BYTES, PACKET_HEADER_BYTES, ParityGeometry
 from tersor.bundle.parity_scan import read_digest, scan
-from tersor.bundle.parity_source import ByteSource, DamagedFile, read_blocks
+from tersor.bundle.parity_source import DamagedFile, read_blocks
+from tersor.bundle.sources import BundlePlace, ByteSource, open_sequential
 
 ScalarT = TypeVar("ScalarT", bound=np.generic)
 Progress = Callable[[int, int], None]
@@ -80,7 +80,7 @@ class Survey:
 
     def __init__(
         self,
-        source: ByteSource,
+        source: Readable,
         file_bytes: int,
         geometry: ParityGeometry,
         moved: dict[int, int] | None = None,
@@ -227,7 +227,7 @@ class Survey:
 
 
 def survey(
-    file: BundleFile, manifest: Manifest | None = None, progress: Progress | None = None
+    file: ByteSource, manifest: Manifest | None = None, progress: Progress | None = None
 ) -> Survey | None:
     """Surveys a file by its manifest, and where that does not lead far enough by a scan.
 
@@ -258,7 +258,7 @@ def survey(
     return Survey(source, file.size, best.geometry, best.moved, progress)
 
 
-def geometry_of(file: BundleFile, manifest: Manifest) -> ParityGeometry | None:
+def geometry_of(file: ByteSource, manifest: Manifest) -> ParityGeometry | None:
     """The geometry of a file with that manifest; None if its section has another length."""
     assert manifest.parity is not None
     tail = np.empty(FOOTER_BYTES, np.uint8)
@@ -268,11 +268,15 @@ def geometry_of(file: BundleFile, manifest: Manifest) -> ParityGeometry | None:
     return geometry if geometry.manifest_offset == manifest_offset else None
 
 
-def find_parity(path: str | os.PathLike[str]) -> ParityReport | None:
+def find_parity(place: BundlePlace) -> ParityReport | None:
     """What parity says of a file that cannot be opened as a bundle; None if it finds none."""
     try:
-        with BundleFile.opened(path) as file:
-            found = survey(file)
-            return None if found is None else found.report()
+        file = open_sequential(place)
+        try:
+            with file.using():
+                found = survey(file)
+        finally:
+            file.close()
     except BundleError:
         return None
+    return None if found is None else found.report()

@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from tersor.bundle.bundle_file import BundleFile
 from tersor.bundle.damage import Damage
 from tersor.bundle.manifest import Manifest
 from tersor.bundle.parity_survey import ParityReport, Survey, geometry_of, survey
+from tersor.bundle.sources import ByteSource
 
 
 def check_parity_section(
-    file: BundleFile, manifest: Manifest, *, intact: bool
+    file: ByteSource, manifest: Manifest, *, intact: bool
 ) -> tuple[list[Damage], ParityReport | None]:
     """Checks every packet, and every block by the hashes in the packets.
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tersor.bundle.atomic_file import AtomicFile
-from tersor.bundle.bundle_file import BundleFile
 from tersor.bundle.checked_copy import checked_bytes
 from tersor.bundle.codecs import ZstdCodec
 from tersor.bundle.container import pack_header
@@ -20,6 +19,7 @@ from tersor.bundle.manifest import Parity
 from tersor.bundle.manifest_json import manifest_to_json
 from tersor.bundle.parity import check_fraction, plan_parity
 from tersor.bundle.reader import read_manifest
+from tersor.bundle.sources import FileSource
 
 Progress = Callable[[int, int], None]
 
@@ -61,7 +61,7 @@ def protect(
     check_fraction(fraction)
     source = Path(path)
     try:
-        with BundleFile.opened(source) as file, rewriting(source, output, force=force) as target:
+        with FileSource.opened(source) as file, rewriting(source, output, force=force) as target:
             return _protect(file, target, fraction, progress)
     except BundleWriteError:
         raise
@@ -98,7 +98,7 @@ def rewriting(
 
 
 def _protect(
-    file: BundleFile, target: AtomicFile, fraction: float, progress: Progress | None
+    file: FileSource, target: AtomicFile, fraction: float, progress: Progress | None
 ) -> ProtectReport:
     codec = ZstdCodec()
     manifest = read_manifest(file, codec)

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
-from itertools import accumulate
-from pathlib import Path
 from types import TracebackType
-from typing import Self, cast
+from typing import Final, Self, cast
 
-import numpy as np
-
-from tersor.bundle.bundle_file import BundleFile
 from tersor.bundle.codecs import Codec, ZstdCodec, default_codecs
 from tersor.bundle.container import (
     FOOTER_BYTES,
@@ -23,27 +16,29 @@ from tersor.bundle.container import (
     unpack_manifest,
 )
 from tersor.bundle.decoding import (
-    BlockDecoder,
     Cancelled,
     Workers,
     check_cancelled,
     default_threads,
-    load_tables,
     memory_for,
-    read_chunks,
     verify_chunk,
 )
-from tersor.bundle.dtypes import AnyArray, ByteArray
+from tersor.bundle.dtypes import AnyArray
 from tersor.bundle.encoded_plane import EncodedPlane, ReaderContext, RowSelection
-from tersor.bundle.errors import BundleError, BundleNotFoundError, BundleTruncatedError, path_text
+from tersor.bundle.errors import BundleError, BundleNotFoundError, BundleTruncatedError
 from tersor.bundle.manifest import Asset, Manifest, Plane
 from tersor.bundle.manifest_json import manifest_from_json
-from tersor.bundle.phases import PhaseTimes, measured, shared
+from tersor.bundle.phases import PhaseTimes, measured
+from tersor.bundle.plane_loader import PlaneLoader
+from tersor.bundle.sources import Access, BundlePlace, ByteSource, open_source
+from tersor.bundle.window import DEFAULT_WINDOW_BYTES, ByteWindow
 
-__all__ = ["BundleReader", "EncodedPlane"]
+__all__ = ["BundleReader", "EncodedPlane", "read_manifest"]
 
-# Blocks that one task reads, at most: enough that the pool costs nothing beside them.
-_MAX_TASK_BLOCKS = 8
+# How much of a remote bundle's end the first look takes: the footer and most manifests in one
+# request. A chunk takes about 20 bytes of a stored manifest, so this holds some 12 000.
+_REMOTE_TAIL_BYTES: Final = 256 << 10
+_REMOTE_THREADS: Final = 4
 
 
 class BundleReader:
@@ -55,54 +50,66 @@ class BundleReader:
 
     def __init__(
         self,
-        file: BundleFile,
+        source: ByteSource,
         manifest: Manifest,
         codecs: Mapping[str, Codec],
         threads: int,
+        window: ByteWindow,
     ) -> None:
         """Use `open`."""
         self.manifest = manifest
-        self.path: Path = file.path
-        self.file_bytes = file.size
-        self._file = file
-        workers = Workers(threads, f"tersor-read-{file.path.stem}")
+        self.name = source.name  # path or URL as messages show it, without secrets
+        self.file_bytes = source.size
+        self._source = source
+        workers = Workers(threads, f"tersor-read-{source.name.rpartition('/')[2]}")
         self._context = ReaderContext(codecs=codecs, workers=workers)
+        self._loader = PlaneLoader(source, self._context, window)
 
     @classmethod
     def open(
         cls,
-        path: str | os.PathLike[str],
+        place: BundlePlace,
         *,
+        access: Access = "read",
         times: PhaseTimes | None = None,
         threads: int | None = None,
+        window_bytes: int = DEFAULT_WINDOW_BYTES,
     ) -> Self:
         """Opens and validates a bundle without reading a weight.
 
         Args:
-            path: the file.
+            place: a path, an http or https URL, or a source, which the reader then closes.
+            access: how a file is read; "map" maps it into memory (see `open_source`).
             times: gets the phase "open".
-            threads: that read and decode one plane together; None is one a processor, at most 4.
-                Started when first needed, ended by `close`.
+            threads: that read and decode one plane together; None is one a processor, at most 4,
+                and 4 for a URL. Started when first needed, ended by `close`.
+            window_bytes: most stored bytes that `read_plane` holds at once, read but not yet
+                decoded, over all threads and planes. A block that is larger is let in alone.
 
         Raises:
-            BundleNotFoundError: there is no such file.
+            BundleNotFoundError: there is no such file or object.
             BundleFormatError: it is not a valid bundle (BundleTruncatedError: it was cut off).
             BundleCorruptError: the manifest is damaged.
             BundleLimitError: a declared size exceeds a cap of `limits`.
-            BundleReadError: the operating system refuses.
+            BundleReadError: the operating system or the server refuses.
+            ValueError: `window_bytes` is below 1, or `access` does not fit `place`.
         """
+        window = ByteWindow(window_bytes)
         with measured(times, "open"):
-            file = BundleFile(path)
+            source = open_source(place, access=access)
             try:
                 codecs = default_codecs()
-                manifest = read_manifest(file, cast(ZstdCodec, codecs["zstd"]))
+                manifest = read_manifest(source, cast(ZstdCodec, codecs["zstd"]))
             except BundleError as error:
-                file.close()
-                raise type(error)(f"{path_text(file.path)}: {error}") from error
+                source.close()
+                raise type(error)(f"{source.name}: {error}") from error
             except BaseException:
-                file.close()
+                source.close()
                 raise
-            return cls(file, manifest, codecs, default_threads() if threads is None else threads)
+            if threads is None:
+                # Threads that wait for a server need no processor.
+                threads = _REMOTE_THREADS if source.is_remote else default_threads()
+            return cls(source, manifest, codecs, threads, window)
 
     def fetch_plane(
         self,
@@ -119,31 +126,21 @@ class BundleReader:
             rows: first row and the row after the last; None reads all. Only the chunks that cover
                 them are read.
             times: gets the phases "read" and "verify".
-            cancelled: polled between blocks.
+            cancelled: polled between blocks, and while a server is waited for.
 
         Raises:
             BundleCorruptError: a checksum does not match.
             BundleTruncatedError: the file has become shorter.
-            BundleReadError: the operating system reports an error, or the reader is closed.
+            BundleReadError: the operating system or the server reports an error, the object was
+                replaced, or the reader is closed.
             BundleLimitError: the plane does not fit into memory.
             BundleCancelledError: `cancelled()` became true.
             ValueError: `rows` is not a range within the plane.
         """
         selection = RowSelection.of(plane, rows)
         check_cancelled(cancelled)
-        tables = self._tables(plane, times)
-        decoder = BlockDecoder(plane, self._context.codecs, tables)
-        sizes = [decoder.stored_bytes(block) for block in selection.blocks]
-        starts = [0, *accumulate(sizes)]
-        with self._loading(plane, starts[-1]):
-            stored = np.empty(starts[-1], np.uint8)
-
-            def load(block: int, busy: PhaseTimes | None) -> None:
-                number = block - selection.blocks.start
-                part = stored[starts[number] : starts[number + 1]]
-                self._load_block(decoder, block, part, busy)
-
-            self._run(selection, load, times, cancelled)
+        with self._naming():
+            stored, tables = self._loader.fetch(selection, times, cancelled)
         return EncodedPlane(selection, stored, tables, self._context)
 
     def read_plane(
@@ -156,9 +153,10 @@ class BundleReader:
     ) -> AnyArray:
         """Reads, verifies and decodes a plane of this bundle, block by block into its array.
 
-        Peak memory is the array and a few blocks; raw planes are read straight into it. The array
-        is address space at first: a block takes memory once it was read and verified. Arguments and
-        errors are those of `fetch_plane`; `times` gets "read", "verify" and "decode".
+        Peak memory is the array, the window of stored bytes and what decoding a block takes; raw
+        planes are read straight into the array. The array is address space at first: a block takes
+        memory once it was read and verified. Arguments and errors are those of `fetch_plane`;
+        `times` gets "read", "verify" and "decode".
 
         Returns:
             dtype `numpy_dtype(plane.dtype)`: bf16 is uint16, f8_* is uint8, u4 is uint8 0..15;
@@ -166,22 +164,8 @@ class BundleReader:
         """
         selection = RowSelection.of(plane, rows)
         check_cancelled(cancelled)
-        decoder = BlockDecoder(plane, self._context.codecs, self._tables(plane, times))
-        with self._loading(plane, selection.raw_bytes):
-            array = selection.new_array()
-
-            def load(block: int, busy: PhaseTimes | None) -> None:
-                part = selection.part(array, block)
-                if decoder.is_memory(block):
-                    stored = part.view(np.uint8)
-                else:
-                    stored = np.empty(decoder.stored_bytes(block), np.uint8)
-                self._load_block(decoder, block, stored, busy)
-                with measured(busy, "decode"):
-                    decoder.decode(block, stored, part)
-
-            self._run(selection, load, times, cancelled)
-            return selection.cut(array)
+        with self._naming():
+            return self._loader.read(selection, times, cancelled)
 
     def read_asset(self, name: str) -> bytes:
         """The bytes of an asset, verified.
@@ -195,19 +179,18 @@ class BundleReader:
                 try:
                     return self._read_asset(asset)
                 except BundleError as error:
-                    where = f"{path_text(self.path)}: asset {name!r}"
-                    raise type(error)(f"{where}: {error}") from error
+                    raise type(error)(f"{self.name}: asset {name!r}: {error}") from error
         names = ", ".join(asset.name for asset in self.manifest.assets) or "none"
-        raise BundleNotFoundError(f"{path_text(self.path)} has no asset {name!r}; it has: {names}")
+        raise BundleNotFoundError(f"{self.name} has no asset {name!r}; it has: {names}")
 
     def read_format_version(self) -> int:
         """The version of the format that the file was written in. Raises BundleReadError."""
-        with self._file.using():
-            return _read_version(self._file)
+        with self._source.using():
+            return _read_version(self._source)
 
     def close(self) -> None:
-        """Waits for reads in progress, then closes the file and ends the threads."""
-        self._file.close()
+        """Waits for reads in progress, then closes the source and ends the threads."""
+        self._source.close()
         self._context.workers.close()
 
     def __enter__(self) -> Self:
@@ -222,86 +205,42 @@ class BundleReader:
         self.close()
 
     @contextmanager
-    def _loading(self, plane: Plane, declared_bytes: int) -> Iterator[None]:
-        """Puts the path before every error, and says what does not fit into memory."""
+    def _naming(self) -> Iterator[None]:
+        """Puts the bundle's name before every error."""
         try:
-            with memory_for(f"plane {plane.name!r}", declared_bytes):
-                yield
+            yield
         except BundleError as error:
-            raise type(error)(f"{path_text(self.path)}: {error}") from error
-
-    def _run(
-        self,
-        selection: RowSelection,
-        load: Callable[[int, PhaseTimes | None], None],
-        times: PhaseTimes | None,
-        cancelled: Cancelled | None,
-    ) -> None:
-        """Loads all blocks of a selection, several at once."""
-
-        def load_some(blocks: range, busy: PhaseTimes | None) -> None:
-            for block in blocks:
-                check_cancelled(cancelled)
-                load(block, busy)
-
-        workers = self._context.workers
-        step = -(-len(selection.blocks) // (2 * workers.threads))
-        step = max(1, min(step, _MAX_TASK_BLOCKS))
-        with self._file.using(), shared(times) as busy:
-            workers.run(
-                [
-                    partial(load_some, selection.blocks[start : start + step], busy)
-                    for start in range(0, len(selection.blocks), step)
-                ],
-                cancelled,
-            )
-
-    def _load_block(
-        self, decoder: BlockDecoder, block: int, out: ByteArray, busy: PhaseTimes | None
-    ) -> None:
-        """Reads a block and verifies it while it is still in the cache."""
-        with measured(busy, "read"):
-            read_chunks(self._file, decoder.chunks(block), out)
-        with measured(busy, "verify"):
-            decoder.verify(block, out)
-
-    def _tables(self, plane: Plane, times: PhaseTimes | None) -> tuple[ByteArray | None, ...]:
-        """What the plane's streams share: a few KiB, read before its blocks."""
-        if all(stream.table is None for stream in plane.streams):
-            return (None,) * len(plane.streams)
-        with self._loading(plane, 0), self._file.using(), measured(times, "read"):
-            return load_tables(self._file, plane, self._context.codecs)
+            raise type(error)(f"{self.name}: {error}") from error
 
     def _read_asset(self, asset: Asset) -> bytes:
         chunk = asset.chunk
-        with memory_for("it", chunk.raw_bytes):
-            stored = np.empty(chunk.stored_bytes, np.uint8)
-            with self._file.using():
-                self._file.read_into(chunk.offset, stored)
+        with memory_for("it", chunk.raw_bytes), self._source.using():
+            stored = self._source.load(chunk.offset, chunk.stored_bytes)
             verify_chunk(stored, chunk, lambda: "its only chunk")
             return self._context.codecs[chunk.codec].decode(stored, chunk.raw_bytes).tobytes()
 
 
-def read_manifest(file: BundleFile, codec: ZstdCodec) -> Manifest:
-    """Validates header and footer of an open file, and reads its manifest. Raises as `open`."""
-    with file.using():
-        _read_version(file)
-        if file.size < HEADER_BYTES + FOOTER_BYTES:
+def read_manifest(source: ByteSource, codec: ZstdCodec) -> Manifest:
+    """Validates header and footer of an open source, and reads its manifest. Raises as `open`."""
+    with source.using():
+        _read_version(source)
+        if source.size < HEADER_BYTES + FOOTER_BYTES:
             raise BundleTruncatedError(
-                f"the file is truncated: it has {file.size} bytes, fewer than a header and a "
+                f"the file is truncated: it has {source.size} bytes, fewer than a header and a "
                 "footer; copy it again"
             )
-        tail = np.empty(FOOTER_BYTES, np.uint8)
-        file.read_into(file.size - FOOTER_BYTES, tail)
-        footer = Footer.unpack(tail.tobytes(), file.size)
-        stored = np.empty(footer.manifest_stored_bytes, np.uint8)
-        file.read_into(footer.manifest_offset, stored)
+        wanted = _REMOTE_TAIL_BYTES if source.is_remote else FOOTER_BYTES
+        tail = source.load(max(0, source.size - wanted), min(wanted, source.size))
+        footer = Footer.unpack(tail[-FOOTER_BYTES:].tobytes(), source.size)
+        size = footer.manifest_stored_bytes
+        if FOOTER_BYTES + size <= tail.size:
+            stored = tail[-FOOTER_BYTES - size : -FOOTER_BYTES]
+        else:
+            stored = source.load(footer.manifest_offset, size)
     with memory_for("the manifest", footer.manifest_raw_bytes):
         text = unpack_manifest(stored.tobytes(), footer, codec)
         return manifest_from_json(text, data_end=footer.manifest_offset)
 
 
-def _read_version(file: BundleFile) -> int:
-    header = np.empty(min(HEADER_BYTES, file.size), np.uint8)
-    file.read_into(0, header)
-    return check_header(header.tobytes())
+def _read_version(source: ByteSource) -> int:
+    return check_header(source.load(0, min(HEADER_BYTES, source.size)).tobytes())

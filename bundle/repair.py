@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from tersor.bundle.atomic_file import AtomicFile
-from tersor.bundle.bundle_file import BundleFile
 from tersor.bundle.checked_copy import damages
 from tersor.bundle.codecs import ZstdCodec
 from tersor.bundle.damage import Damage
@@ -23,6 +22,7 @@ from tersor.bundle.parity_source import DamagedFile
 from tersor.bundle.parity_survey import ParityReport, Progress, Survey, geometry_of, survey
 from tersor.bundle.protect import rewriting
 from tersor.bundle.reader import read_manifest
+from tersor.bundle.sources import FileSource
 
 _PIECE_BYTES = 1 << 20
 _SHOWN = 3  # stripes and losses that a message names; the report has all
@@ -68,7 +68,7 @@ def repair(
     """
     source = Path(path)
     try:
-        with BundleFile.opened(source) as file:
+        with FileSource.opened(source) as file:
             return _Repair(file, progress).run(output, force=force)
     except BundleWriteError:
         raise
@@ -81,7 +81,7 @@ def repair(
 class _Repair:
     """One repair of one open file."""
 
-    def __init__(self, file: BundleFile, progress: Progress | None) -> None:
+    def __init__(self, file: FileSource, progress: Progress | None) -> None:
         self._file = file
         self._source = DamagedFile(file)
         self._manifest = _manifest_of(file)
@@ -191,7 +191,7 @@ class _Repair:
             if after.report().damaged:
                 raise BundleParityError("the file changed while it was repaired; try again")
 
-    def _encode_bare(self, written: BundleFile, target: AtomicFile, manifest: Manifest) -> None:
+    def _encode_bare(self, written: FileSource, target: AtomicFile, manifest: Manifest) -> None:
         """Packets of stripes that have none: the checksums tell whether their data is whole."""
         bare = np.flatnonzero(self._survey.bare)
         if not len(bare):
@@ -228,7 +228,7 @@ class _Repair:
         )
 
 
-def _manifest_of(file: BundleFile) -> Manifest | None:
+def _manifest_of(file: FileSource) -> Manifest | None:
     try:
         return read_manifest(file, ZstdCodec())
     except BundleError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,7 +10,6 @@ from typing import cast
 import numpy as np
 from blake3 import blake3
 
-from tersor.bundle.bundle_file import BundleFile
 from tersor.bundle.codecs import Codec, ZstdCodec, default_codecs
 from tersor.bundle.container import HEADER_BYTES
 from tersor.bundle.damage import Damage
@@ -25,12 +23,13 @@ from tersor.bundle.decoding import (
 )
 from tersor.bundle.digests import content_digest, digest_bytes
 from tersor.bundle.dtypes import AnyArray, ByteArray, Geometry, numpy_dtype
-from tersor.bundle.errors import BundleCorruptError, BundleError, path_text
+from tersor.bundle.errors import BundleCorruptError, BundleError
 from tersor.bundle.manifest import Asset, Chunk, Manifest, Plane
 from tersor.bundle.parity_survey import ParityReport
 from tersor.bundle.parity_verify import check_parity_section
 from tersor.bundle.places import Owners
 from tersor.bundle.reader import read_manifest
+from tersor.bundle.sources import Access, BundlePlace, ByteSource, open_sequential
 from tersor.bundle.validate import PlaneKey, plane_key, stored_planes
 
 Progress = Callable[[int, int], None]  # bytes checked, bytes in all
@@ -53,11 +52,14 @@ class VerifyReport:
         return not self.damages
 
 
-def verify(path: str | os.PathLike[str], *, progress: Progress | None = None) -> VerifyReport:
+def verify(
+    place: BundlePlace, *, access: Access = "read", progress: Progress | None = None
+) -> VerifyReport:
     """Reads and decodes a whole bundle, one block in memory at a time.
 
     Args:
-        path: the bundle.
+        place: a path, an http or https URL (read in a few large requests), or a source.
+        access: how a file is read (see `open_source`).
         progress: called with the bytes checked so far and the bytes in all.
 
     Returns:
@@ -68,25 +70,25 @@ def verify(path: str | os.PathLike[str], *, progress: Progress | None = None) ->
             damaged or missing), so there is nothing to list the damage by; or it cannot be read,
             or a block of it does not fit into memory.
     """
-    file = BundleFile(path)
+    source = open_sequential(place, access=access)
     try:
         codecs = default_codecs()
-        manifest = read_manifest(file, cast(ZstdCodec, codecs["zstd"]))
-        with file.using():
-            report = _Verification(file, manifest, codecs, progress).run()
-            return _with_parity(report, file, manifest)
+        manifest = read_manifest(source, cast(ZstdCodec, codecs["zstd"]))
+        with source.using():
+            report = _Verification(source, manifest, codecs, progress).run()
+            return _with_parity(report, source, manifest)
     except BundleError as error:
-        raise type(error)(f"{path_text(file.path)}: {error}") from error
+        raise type(error)(f"{source.name}: {error}") from error
     finally:
-        file.close()
+        source.close()
 
 
-def _with_parity(report: VerifyReport, file: BundleFile, manifest: Manifest) -> VerifyReport:
+def _with_parity(report: VerifyReport, source: ByteSource, manifest: Manifest) -> VerifyReport:
     owners = Owners(manifest)
     damages = tuple(
         replace(damage, groups=owners.groups(damage.tensors)) for damage in report.damages
     )
-    found, parity = check_parity_section(file, manifest, intact=report.ok)
+    found, parity = check_parity_section(source, manifest, intact=report.ok)
     return replace(report, damages=(*damages, *found), parity=parity)
 
 
@@ -95,12 +97,12 @@ class _Verification:
 
     def __init__(
         self,
-        file: BundleFile,
+        source: ByteSource,
         manifest: Manifest,
         codecs: Mapping[str, Codec],
         progress: Progress | None,
     ) -> None:
-        self._file = file
+        self._source = source
         self._manifest = manifest
         self._codecs = codecs
         self._progress = progress
@@ -125,7 +127,7 @@ class _Verification:
         if not self._damages:
             self._check_whole(assets)
         return VerifyReport(
-            file_bytes=self._file.size,
+            file_bytes=self._source.size,
             planes=len(users),
             chunks=self._chunks,
             assets=len(assets),
@@ -283,15 +285,14 @@ class _Verification:
                 self._check_padding(chunk.offset, plane)
             self._checked = max(self._checked, chunk.offset + chunk.stored_bytes)
         data = np.empty(sum(chunk.stored_bytes for chunk in chunks), np.uint8)
-        read_chunks(self._file, chunks, data)
+        read_chunks(self._source, chunks, data)
         if self._progress is not None:
-            self._progress(self._checked, self._file.size)
+            self._progress(self._checked, self._source.size)
         return data
 
     def _read(self, offset: int, size: int) -> ByteArray:
-        data = np.empty(size, np.uint8)
-        self._file.read_into(offset, data)
+        data = self._source.load(offset, size)
         self._checked = offset + size
         if self._progress is not None:
-            self._progress(self._checked, self._file.size)
+            self._progress(self._checked, self._source.size)
         return data

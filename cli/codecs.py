@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tersor.bundle.location import parse_location
 from tersor.cli.console import Cell, print_json, print_table, to_json
 from tersor.cli.options import JsonOption
 from tersor.cli.progress import ProgressBar
@@ -25,7 +26,8 @@ def codecs(
     place: Annotated[
         str,
         typer.Argument(
-            metavar="SRC|BUNDLE", help="A Hugging Face folder, a .pt2 file, or a bundle."
+            metavar="SRC|BUNDLE",
+            help="A Hugging Face folder, a .pt2 file, or a bundle (also by its URL).",
         ),
     ],
     *,
@@ -56,6 +58,7 @@ def codecs(
     from tersor.converters.compare_codecs import compare_codecs
     from tersor.converters.recipe import load_recipe
 
+    source = parse_location(place)
     limit = parse_bytes(max_bytes, key="--max-bytes")
     if limit < 1:
         raise ConfigError(f"--max-bytes: got {max_bytes!r}, expected at least 1 byte")
@@ -65,7 +68,7 @@ def codecs(
     if recipe is not None or prune is not None:
         chosen = load_recipe(recipe or "lossless", prune=prune)
     with stoppable(), ProgressBar(visible=not json) as progress:
-        report = compare_codecs(place, recipe=chosen, max_bytes=limit, progress=progress)
+        report = compare_codecs(source, recipe=chosen, max_bytes=limit, progress=progress)
     if plot is not None:
         draw(report, plot)
     if json:

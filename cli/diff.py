@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tersor.bundle.location import parse_location
 from tersor.cli.console import Cell, print_json, print_table
 from tersor.cli.options import JsonOption
 from tersor.runtime.config import format_bytes
@@ -21,7 +22,7 @@ _MOST_CHARACTERS = 60
 
 
 def diff(
-    a: Annotated[str, typer.Argument(metavar="A", help="A bundle.")],
+    a: Annotated[str, typer.Argument(metavar="A", help="A bundle, a file or a URL.")],
     b: Annotated[str, typer.Argument(metavar="B", help="The bundle to compare it with.")],
     *,
     json: JsonOption = False,
@@ -35,7 +36,8 @@ def diff(
     from tersor.bundle.diff import diff as run
     from tersor.bundle.reader import BundleReader
 
-    with BundleReader.open(a) as first, BundleReader.open(b) as second:
+    places = parse_location(a), parse_location(b)
+    with BundleReader.open(places[0]) as first, BundleReader.open(places[1]) as second:
         found = run(first, second)
     if json:
         print_json(found)

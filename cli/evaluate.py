@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tersor.bundle.location import parse_location
 from tersor.cli.console import decoded, print_json, print_pairs, to_json
 from tersor.cli.options import ActivationsOption, BundleArgument, DeviceOption, JsonOption
 from tersor.cli.signals import stoppable
@@ -17,7 +18,7 @@ def evaluate(
     *,
     text: Annotated[Path, typer.Option(help="UTF-8 text to measure on.")],
     reference: Annotated[
-        Path | None, typer.Option(help="The original folder, or another bundle, to compare with.")
+        str | None, typer.Option(help="The original folder, or another bundle, to compare with.")
     ] = None,
     max_tokens: Annotated[
         int | None, typer.Option(help="Stop after this many tokens of the text.")
@@ -34,9 +35,9 @@ def evaluate(
 
     with stoppable():
         report = run(
-            bundle,
+            parse_location(bundle),
             decoded(text.read_bytes(), str(text)),
-            reference=reference,
+            reference=None if reference is None else parse_location(reference),
             device=device,
             activations=activations,  # type: ignore[arg-type]  # checked there
             max_tokens=max_tokens,

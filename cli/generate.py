@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from tersor.bundle.location import BUNDLE_SUFFIX, file_name, parse_location
 from tersor.cli.console import decoded
 from tersor.cli.options import ActivationsOption, DeviceOption
 from tersor.runtime.engine.types import SamplingParams
@@ -18,7 +18,9 @@ from tersor.runtime.engine.types import SamplingParams
 def generate(
     bundle: Annotated[
         str,
-        typer.Argument(metavar="BUNDLE", help="A bundle; with --server, a model's name."),
+        typer.Argument(
+            metavar="BUNDLE", help="A bundle or its URL; with --server, a model's name."
+        ),
     ],
     *,
     prompt: Annotated[str, typer.Option(help="The text to continue; - reads it from stdin.")],
@@ -59,11 +61,11 @@ def generate(
     if server is None:
         from tersor.cli.local import stream as local_stream
 
-        pieces = local_stream(Path(bundle), text, sampling, device, activations)
+        pieces = local_stream(parse_location(bundle), text, sampling, device, activations)
     else:
         from tersor.cli.remote import stream as remote_stream
 
-        name = Path(bundle).name.removesuffix(".tersor")
+        name = file_name(parse_location(bundle)).removesuffix(BUNDLE_SUFFIX)
         pieces = remote_stream(server, name, text, sampling)
     _write(pieces)
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tersor.bundle.location import parse_location
 from tersor.bundle.manifest import Manifest, TensorEntry
 from tersor.bundle.program import DecoderProgram
 from tersor.cli.console import Cell, print_json, print_pairs, print_table
@@ -18,7 +19,9 @@ from tersor.cli.signals import stoppable
 from tersor.cli.verified import check
 from tersor.runtime.config import format_bytes
 
-BundlesArgument = Annotated[list[Path], typer.Argument(metavar="BUNDLE", help="Bundles to check.")]
+BundlesArgument = Annotated[
+    list[str], typer.Argument(metavar="BUNDLE", help="Bundles to check: files or URLs.")
+]
 
 
 def inspect(
@@ -30,7 +33,7 @@ def inspect(
     """Show what a bundle holds, without reading weights."""
     from tersor.bundle.reader import BundleReader
 
-    with BundleReader.open(bundle) as reader:
+    with BundleReader.open(parse_location(bundle)) as reader:
         manifest, file_bytes = reader.manifest, reader.file_bytes
     if json:
         print_json(_manifest_json(manifest, file_bytes))
@@ -47,7 +50,7 @@ def verify(bundles: BundlesArgument, *, json: JsonOption = False) -> None:
     Lists what is damaged, and says whether `tersor repair` would restore it; the exit code is 1 if
     anything is damaged.
     """
-    results = {str(bundle): check(bundle) for bundle in bundles}
+    results = {str(place): check(place) for place in map(parse_location, bundles)}
     if json:
         print_json({path: result.to_json() for path, result in results.items()})
     else:
@@ -72,7 +75,7 @@ def extract(
     from tersor.converters.extract import extract as run
 
     with stoppable(), ProgressBar(visible=not json) as progress:
-        report = run(bundle, output, progress=progress, force=force)
+        report = run(parse_location(bundle), output, progress=progress, force=force)
     if json:
         print_json(report)
         return

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import queue
 from collections.abc import Iterator
-from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
+from tersor.bundle.location import Location
 from tersor.runtime.config import EngineConfig, ServerConfig
 from tersor.runtime.engine.types import Event, Failed, Finished, GenerationRequest, SamplingParams
 from tersor.runtime.errors import UnsupportedError
@@ -17,7 +17,7 @@ from tersor.runtime.metrics import Metrics
 
 
 def stream(
-    bundle: Path, prompt: str, sampling: SamplingParams, device: str, activations: str
+    bundle: Location, prompt: str, sampling: SamplingParams, device: str, activations: str
 ) -> Iterator[str]:
     """Text pieces of one continuation.
 

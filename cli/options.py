@@ -8,7 +8,16 @@ from typing import Annotated
 
 import typer
 
-BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, name.tersor.")]
+from tersor.bundle.location import BundleUrl, parse_location
+
+# A path or a URL as typed: a Path would make one slash of the two in "https://". Commands hand it
+# to `parse_location` before anything else, and messages use what that returns: a URL's query may
+# be a secret.
+BundleArgument = Annotated[
+    str,
+    typer.Argument(metavar="BUNDLE", help="A bundle: name.tersor, or its http or https URL."),
+]
+FileArgument = Annotated[str, typer.Argument(metavar="BUNDLE", help="A bundle, name.tersor.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")]
 ParityOption = Annotated[
@@ -20,6 +29,14 @@ ActivationsOption = Annotated[
     str,
     typer.Option(help="Activation dtype: bf16, fp32, or auto (bf16 on CUDA, fp32 on a CPU)."),
 ]
+
+
+def local_file(text: str) -> Path:
+    """The path of a bundle that is to be written; typer reports a URL as wrong usage."""
+    place = parse_location(text)
+    if isinstance(place, BundleUrl):
+        raise typer.BadParameter(f"{place} is a URL; this command rewrites a file, so download it")
+    return place
 
 
 def percentage(text: str) -> float:

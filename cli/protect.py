@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tersor.cli.console import error_line, print_json, print_pairs, to_json
-from tersor.cli.options import BundleArgument, ForceOption, JsonOption, percentage
+from tersor.cli.options import FileArgument, ForceOption, JsonOption, local_file, percentage
 from tersor.cli.progress import ProgressBar
 from tersor.cli.signals import stoppable
 from tersor.runtime.config import format_bytes
@@ -22,7 +22,7 @@ OutputOption = Annotated[
 
 
 def protect(
-    bundle: BundleArgument,
+    bundle: FileArgument,
     *,
     parity: Annotated[
         str, typer.Option(help="Share of the data that may be damaged: 0.5% to 50%.")
@@ -37,10 +37,10 @@ def protect(
     """
     from tersor.bundle.protect import protect as run
 
-    share = percentage(parity)
+    path, share = local_file(bundle), percentage(parity)
     with stoppable(), ProgressBar(visible=not json) as progress:
         report = run(
-            bundle, share, output=output, force=force,
+            path, share, output=output, force=force,
             progress=lambda done, total: progress.update(
                 item="parity", done_bytes=done, total_bytes=total
             ),
@@ -62,7 +62,7 @@ def protect(
 
 
 def repair(
-    bundle: BundleArgument,
+    bundle: FileArgument,
     *,
     output: OutputOption = None,
     force: ForceOption = False,
@@ -76,10 +76,11 @@ def repair(
     from tersor.bundle.errors import BundleParityError
     from tersor.bundle.repair import repair as run
 
+    path = local_file(bundle)
     try:
         with stoppable(), ProgressBar(visible=not json) as progress:
             report = run(
-                bundle, output=output, force=force,
+                path, output=output, force=force,
                 progress=lambda done, total: progress.update(
                     item="checking", done_bytes=done, total_bytes=total
                 ),

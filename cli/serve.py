@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tersor.bundle.location import parse_location
 from tersor.cli.options import ActivationsOption, DeviceOption
 from tersor.runtime.config import EngineConfig, ServerConfig, parse_bytes
 
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 def serve(
     models: Annotated[
-        list[Path],
-        typer.Argument(metavar="BUNDLE|FOLDER", help="Bundles, or folders of bundles."),
+        list[str],
+        typer.Argument(
+            metavar="BUNDLE|FOLDER|URL", help="Bundles, folders of bundles, or URLs of bundles."
+        ),
     ],
     *,
     device: DeviceOption = "cpu",
@@ -65,7 +67,7 @@ def serve(
     refused, running ones finish.
     """
     config = ServerConfig(
-        models=tuple(models),
+        models=tuple(map(parse_location, models)),
         device=device,
         activations=activations,  # type: ignore[arg-type]  # ServerConfig checks the choice
         memory_budget_bytes=(

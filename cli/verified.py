@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from tersor.bundle.location import BundleUrl, Location, parse_location
 from tersor.cli.console import error_line, to_json
 from tersor.runtime.config import format_bytes
 
@@ -58,16 +58,21 @@ class Verified:
             )
 
 
-def check(bundle: Path) -> Verified:
+def check(bundle: Location) -> Verified:
     """Verifies a bundle; where it cannot even be opened, looks for parity all the same."""
-    from tersor.bundle.errors import BundleError
+    from tersor.bundle.errors import BundleError, BundleNotFoundError, BundleReadError
     from tersor.bundle.parity_survey import find_parity
     from tersor.bundle.verify import verify
 
     try:
         report = verify(bundle)
     except BundleError as error:
-        return Verified(report=None, error=str(error), parity=find_parity(bundle))
+        # An object that a server does not give has no parity that it would give.
+        gone = isinstance(bundle, BundleUrl) and isinstance(
+            error, BundleNotFoundError | BundleReadError
+        )
+        parity = None if gone else find_parity(bundle)
+        return Verified(report=None, error=str(error), parity=parity)
     return Verified(report=report, error=None, parity=report.parity)
 
 
@@ -86,11 +91,13 @@ def _hint(path: str, parity: ParityReport | None, *, unreadable: bool = False) -
         f"{parity.damaged_blocks} of {parity.blocks} blocks and {parity.damaged_packets} of "
         f"{parity.packets} parity packets are damaged"
     )
+    remote = isinstance(parse_location(path), BundleUrl)
+    repair = "download it, and `tersor repair`" if remote else f"`tersor repair {path}`"
     if parity.repairable:
-        return f"; it has parity, {state}: `tersor repair {path}` restores it"
+        return f"; it has parity, {state}: {repair} restores it"
     if parity.repairable is None:
         return (
             f"; it has parity, {state}, and {parity.bare_stripes} stripes have no packet left: "
-            f"`tersor repair {path}` tells whether their data is whole"
+            f"{repair} tells whether their data is whole"
         )
     return f"; it has parity, {state}: too many to restore it by `tersor repair`"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from tersor.bundle.location import BundleUrl, Location
 from tersor.bundle.program import UNUSED_GROUP, DecoderProgram
 from tersor.bundle.reader import BundleReader
 from tersor.converters.certify_decoder import score_decoder
@@ -29,10 +30,10 @@ _LOSSLESS = "lossless"
 
 
 def evaluate(
-    bundle: Path,
+    bundle: Location,
     text: str,
     *,
-    reference: Path | None = None,
+    reference: Location | None = None,
     device: str | torch.device = "cpu",
     activations: ActivationChoice = "auto",
     max_tokens: int | None = None,
@@ -115,10 +116,10 @@ def _base_report(subject: LoadedBundle) -> EvalReport:
 
 @contextmanager
 def _loaded(
-    path: Path, device: torch.device, activations: torch.dtype, clock: Callable[[], float]
+    place: Location, device: torch.device, activations: torch.dtype, clock: Callable[[], float]
 ) -> Iterator[LoadedBundle]:
     start = clock()
-    with BundleReader.open(path) as reader:
+    with BundleReader.open(place) as reader:
         groups = [g.name for g in reader.manifest.groups if g.name != UNUSED_GROUP]
         weights = ResidentWeights({name: load_group(reader, name, device) for name in groups})
         yield LoadedBundle(reader, weights, clock() - start, device, activations)
@@ -126,21 +127,21 @@ def _loaded(
 
 @contextmanager
 def _reference(
-    path: Path | None,
+    place: Location | None,
     device: torch.device,
     activations: torch.dtype,
     progress: Progress | None,
     clock: Callable[[], float],
 ) -> Iterator[LoadedBundle | None]:
-    if path is None:
+    if place is None:
         yield None
-    elif path.is_file() and path.suffix != ".pt2":
-        with _loaded(path, device, activations, clock) as loaded:
+    elif isinstance(place, BundleUrl) or (place.is_file() and place.suffix != ".pt2"):
+        with _loaded(place, device, activations, clock) as loaded:
             yield loaded
     else:
         with tempfile.TemporaryDirectory(prefix="tersor-") as folder:
             out = Path(folder) / "reference.tersor"
             # The file lives for seconds: decoding speed matters, its size does not.
-            convert(path, out, recipe=load_recipe(_LOSSLESS), codec="raw", progress=progress)
+            convert(place, out, recipe=load_recipe(_LOSSLESS), codec="raw", progress=progress)
             with _loaded(out, device, activations, clock) as loaded:
                 yield loaded

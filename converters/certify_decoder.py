@@ -111,7 +111,7 @@ def _comparable(subject: LoadedBundle, baseline: LoadedBundle) -> DecoderModel:
     ours, theirs = _program(subject).vocab_size, _program(baseline).vocab_size
     if ours != theirs or subject.tokenizer_json() != baseline.tokenizer_json():
         raise EvaluationError(
-            f"{subject.reader.path} and {baseline.reader.path} have different tokenizers "
+            f"{subject.reader.name} and {baseline.reader.name} have different tokenizers "
             f"(vocabularies of {ours} and {theirs}), so their predictions cannot be compared."
         )
     return _model(baseline)

@@ -38,7 +38,7 @@ def score_graph(
     program = _program(subject)
     if program.text is None:
         raise EvaluationError(
-            f"{subject.reader.path} takes no text, so there is nothing to measure it on."
+            f"{subject.reader.name} takes no text, so there is nothing to measure it on."
         )
     model = _model(subject)
     other = None if baseline is None else _model(baseline)

@@ -10,6 +10,7 @@ from tersor.bundle.codecs import Codec, default_codecs
 from tersor.bundle.dtypes import AnyArray, Geometry, rows_per_chunk
 from tersor.bundle.encoding import block_target, spread
 from tersor.bundle.filters import FILTERS, Filter
+from tersor.bundle.location import Location
 from tersor.bundle.plane_data import PlaneData, contiguous
 from tersor.converters.codec_trials import Laboratory, SampledPlane, Tally, Trial, all_trials
 from tersor.converters.order_zero import OrderZero
@@ -82,7 +83,7 @@ class CodecReport:
 
 
 def compare_codecs(
-    place: str,
+    place: Location,
     *,
     recipe: Recipe | None = None,
     max_bytes: int = DEFAULT_MAX_BYTES,
@@ -114,7 +115,7 @@ def compare_codecs(
         comparison = _Comparison(codecs or default_codecs(), max_bytes, clock)
         comparison.run(supply, ByteMeter(progress, sum(t.num_bytes for t in supply.tensors)))
         return CodecReport(
-            source=place,
+            source=str(place),
             recipe=supply.recipe,
             max_bytes=max_bytes,
             repetitions=REPETITIONS,

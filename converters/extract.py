@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tersor.bundle.errors import BundleFormatError
+from tersor.bundle.location import Location
 from tersor.bundle.manifest import DTYPES, Manifest, SourceSlice, TensorEntry
 from tersor.bundle.reader import BundleReader
 from tersor.converters.errors import DestinationError
@@ -43,7 +44,7 @@ class ExtractReport:
 
 
 def extract(
-    bundle: Path,
+    bundle: Location,
     output: Path,
     *,
     progress: Progress | None = None,
@@ -57,7 +58,7 @@ def extract(
     and rounded to the source's dtype. Peak memory is a few times the largest tensor.
 
     Args:
-        bundle: the bundle.
+        bundle: its path or URL.
         output: the folder to write, created if missing.
         progress: told of every bundle tensor.
         force: write even if `output` holds files.

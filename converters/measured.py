@@ -59,5 +59,5 @@ class LoadedBundle:
             return self.reader.read_asset("tokenizer.json")
         except BundleNotFoundError as error:
             raise EvaluationError(
-                f"{self.reader.path} carries no tokenizer.json, so text cannot be measured on it."
+                f"{self.reader.name} carries no tokenizer.json, so text cannot be measured on it."
             ) from error

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import prod
-from pathlib import Path
 
+from tersor.bundle.location import BundleUrl, Location
 from tersor.bundle.manifest import DTYPES, TensorEntry
 from tersor.bundle.plane_data import PlaneData
 from tersor.bundle.reader import BundleReader
@@ -46,7 +46,7 @@ class PlaneSupply:
 
 
 @contextmanager
-def open_planes(place: str, recipe: Recipe | None) -> Iterator[PlaneSupply]:
+def open_planes(place: Location, recipe: Recipe | None) -> Iterator[PlaneSupply]:
     """The planes of a model folder, a `.pt2` file or a bundle, loadable inside the `with` block.
 
     Args:
@@ -58,9 +58,8 @@ def open_planes(place: str, recipe: Recipe | None) -> Iterator[PlaneSupply]:
         RecipeError: the recipe does not fit the model, or `place` is a bundle.
         BundleError: the bundle cannot be read.
     """
-    path = Path(place)
-    if path.is_dir() or path.suffix == ".pt2":
-        yield _of_source(open_source(path), recipe or load_recipe("lossless"))
+    if not isinstance(place, BundleUrl) and (place.is_dir() or place.suffix == ".pt2"):
+        yield _of_source(open_source(place), recipe or load_recipe("lossless"))
         return
     if recipe is not None:
         raise RecipeError(

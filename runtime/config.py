@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final, Literal, get_args
 
+from tersor.bundle.location import Location
 from tersor.runtime.errors import ConfigError
 
 Activations = Literal["auto", "bf16", "fp32"]
@@ -95,7 +95,7 @@ class EngineConfig:
 class ServerConfig:
     """The whole process. Raises ConfigError for a value out of range."""
 
-    models: tuple[Path, ...]  # bundles, or folders of bundles
+    models: tuple[Location, ...]  # bundles, folders of bundles, URLs of bundles
     device: str = "cpu"
     activations: Activations = "auto"
     # Resident weights over all models; None: 80 % of the memory that the device has.

@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version as distribution_version
-from pathlib import Path
 from types import MappingProxyType
 
 import torch
 
+from tersor.bundle.location import Location
 from tersor.models.activations import resolve_activations
 from tersor.runtime.config import ServerConfig, format_bytes
 from tersor.runtime.errors import ConfigError, UnknownModelError
@@ -54,7 +54,7 @@ class ModelHost:
             BundleError: a file is not a bundle, or a damaged one.
             ModelError: a program this build cannot run.
         """
-        paths = find_bundles(config.models)
+        places = find_bundles(config.models)
         device = _device(config)
         budget = config.memory_budget_bytes
         if budget is None:
@@ -78,7 +78,7 @@ class ModelHost:
         )
         _describe_process(metrics, device, budget)
         try:
-            self._open_all(opener, paths)
+            self._open_all(opener, places)
         except BaseException:
             self.close()
             raise
@@ -112,10 +112,10 @@ class ModelHost:
         for served in models:
             served.reader.close()
 
-    def _open_all(self, opener: Opener, paths: Mapping[str, Path]) -> None:
+    def _open_all(self, opener: Opener, places: Mapping[str, Location]) -> None:
         """Opens everything before anything is loaded: a bad path is then told at once."""
-        for name, path in paths.items():
-            self._models[name] = opener.open(name, path)
+        for name, place in places.items():
+            self._models[name] = opener.open(name, place)
         for served in self._models.values():
             if opener.config.preload:
                 self._preload(served)

@@ -1,4 +1,4 @@
-"""From a bundle's path to a served model."""
+"""From a bundle's path or URL to a served model."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import itertools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import torch
 
+from tersor.bundle.location import Location
 from tersor.bundle.manifest import Manifest
 from tersor.bundle.phases import PhaseTimes
 from tersor.bundle.program import DecoderProgram, GraphProgram
@@ -44,7 +44,7 @@ class Opener:
     activations: torch.dtype  # of decoders; a graph computes in the dtypes it was exported with
     clock: Callable[[], float]  # deadlines are on it
 
-    def open(self, name: str, path: Path) -> ServedModel:
+    def open(self, name: str, place: Location) -> ServedModel:
         """Opens a bundle and starts its engine; reads no weights.
 
         Raises:
@@ -54,7 +54,7 @@ class Opener:
         """
         start = time.perf_counter()
         times = PhaseTimes()
-        reader = BundleReader.open(path, times=times)
+        reader = BundleReader.open(place, times=times)
         try:
             served = self._served(name, reader)
         except BaseException:
@@ -151,7 +151,7 @@ def _required_asset(reader: BundleReader, name: str) -> bytes:
     data = _asset(reader, name)
     if data is None:
         raise ModelLoadError(
-            f"{reader.path}: the bundle has no {name}, which serving needs; convert the model again"
+            f"{reader.name}: the bundle has no {name}, which serving needs; convert the model again"
         )
     return data
 

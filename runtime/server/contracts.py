@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
@@ -17,8 +16,6 @@ from tersor.runtime.engine.types import EventSink, GenerationRequest, SamplingPa
 class Reader(Protocol):
     """The open bundle."""
 
-    @property
-    def path(self) -> Path: ...
     @property
     def file_bytes(self) -> int: ...
 

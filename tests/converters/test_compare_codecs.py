@@ -45,7 +45,7 @@ def ticking() -> Callable[[], float]:
 
 
 def compared(place: Path, **options: object) -> CodecReport:
-    return compare_codecs(str(place), clock=ticking(), **options)  # type: ignore[arg-type]
+    return compare_codecs(place, clock=ticking(), **options)  # type: ignore[arg-type]
 
 
 def stored(path: Path, tensors: Mapping[str, tuple[str, AnyArray]]) -> Path:
@@ -175,7 +175,7 @@ def test_each_measurement_is_the_median_of_its_runs(tmp_path: Path) -> None:
         return now
 
     place = stored(tmp_path / "x", {"x": ("i8", noise(1000).view(np.int8))})
-    (kind,) = compare_codecs(str(place), clock=clock).kinds
+    (kind,) = compare_codecs(place, clock=clock).kinds
     assert kind.results[0].encode_mb_per_second == pytest.approx(1000 / 1e6)
 
 

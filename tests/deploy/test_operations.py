@@ -10,6 +10,9 @@ from metric_space import samples
 from metric_use import alerts
 from serve_arguments import parse
 
+from tersor.bundle.plane_loader import MAX_RUN_BYTES
+from tersor.bundle.sources.http_answers import TRIED_AGAIN
+from tersor.bundle.sources.http_settings import HttpSettings
 from tersor.runtime.config import ServerConfig, parse_bytes
 
 TEXT = OPERATIONS.read_text(encoding="utf-8")
@@ -135,3 +138,16 @@ def test_build_arguments_are_those_of_the_dockerfile() -> None:
     assert rows("build argument")["PYTHON_IMAGE"][0].strip("`") in {
         item.text.partition("=")[2] for item in head
     }
+
+
+def test_patience_with_object_stores_is_that_of_the_source() -> None:
+    text = " ".join(section("## Bundles in an object store").split())
+    settings = HttpSettings()
+    assert f"at most {settings.max_attempts} requests for one read" in text
+    pauses = f"from {settings.backoff_seconds:g} s to {settings.max_backoff_seconds:g} s"
+    assert f"pauses that double {pauses}" in text
+    assert f"at most {settings.max_retry_after_seconds:g} s more" in text
+    assert f"each {MAX_RUN_BYTES >> 20} MiB of it" in text
+    statuses = re.search(r"statuses ((?:\d+, )+\d+ and \d+) are tried again", text)
+    assert statuses is not None
+    assert {int(status) for status in re.findall(r"\d+", statuses.group(1))} == TRIED_AGAIN

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from tiny_bundles import add, symbols, weights, writer
 
-from tersor.bundle.bundle_file import BundleFile
 from tersor.bundle.codecs import ZstdCodec
 from tersor.bundle.errors import BundleParityError
 from tersor.bundle.parity import ParityGeometry
 from tersor.bundle.parity_survey import geometry_of
 from tersor.bundle.reader import read_manifest
 from tersor.bundle.repair import repair
+from tersor.bundle.sources import FileSource
 
 
 def write_layers(path: Path, **changes: Any) -> None:
@@ -30,7 +30,7 @@ def write_layers(path: Path, **changes: Any) -> None:
 
 def geometry_in(path: Path) -> ParityGeometry:
     """The geometry of a whole bundle's parity."""
-    with BundleFile.opened(path) as file:
+    with FileSource.opened(path) as file:
         geometry = geometry_of(file, read_manifest(file, ZstdCodec()))
     assert geometry is not None
     return geometry

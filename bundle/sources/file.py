@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 import stat
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
+from tersor.bundle.decoding import Cancelled
 from tersor.bundle.dtypes import ByteArray
 from tersor.bundle.errors import (
     BundleFormatError,
@@ -23,10 +23,11 @@ from tersor.bundle.errors import (
     BundleTruncatedError,
     path_text,
 )
+from tersor.bundle.sources.base import ByteSource
 
 
-class BundleFile:
-    """An open regular file; closing waits until every `using()` block has left."""
+class FileSource(ByteSource):
+    """An open regular file."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Opens `path` for reading.
@@ -37,23 +38,13 @@ class BundleFile:
             BundleReadError: the operating system refuses.
         """
         self.path = Path(path)
-        try:
-            self._fd, self.size = _open_regular(self.path)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise BundleNotFoundError(f"there is no file {path_text(self.path)}") from error
-        except OSError as error:
-            why = error.strerror or str(error)
-            raise BundleReadError(f"cannot open {path_text(self.path)}: {why}") from error
-        except ValueError as error:  # the path holds a null character
-            raise BundleReadError(f"cannot open {path_text(self.path)}: {error}") from error
-        self._users = 0
-        self._closed = False
-        self._idle = threading.Condition()
+        self._fd, size = open_regular(self.path)
+        super().__init__(path_text(self.path), size)
 
     @classmethod
     @contextmanager
     def opened(cls, path: str | os.PathLike[str]) -> Iterator[Self]:
-        """Opens `path` for the block's reads, and closes it after them. Raises as `BundleFile`."""
+        """Opens `path` for the block's reads, and closes it after them. Raises as `FileSource`."""
         file = cls(path)
         try:
             with file.using():
@@ -61,27 +52,8 @@ class BundleFile:
         finally:
             file.close()
 
-    @contextmanager
-    def using(self) -> Iterator[None]:
-        """Keeps the file open inside the block. Raises BundleReadError once closed."""
-        with self._idle:
-            if self._closed:
-                raise BundleReadError("the reader is closed; open the bundle again")
-            self._users += 1
-        try:
-            yield
-        finally:
-            with self._idle:
-                self._users -= 1
-                self._idle.notify_all()
-
-    def read_into(self, offset: int, out: ByteArray) -> None:
-        """Fills `out` with the bytes at `offset`; only inside `using()`.
-
-        Raises:
-            BundleTruncatedError: the file ends before `out` is full.
-            BundleReadError: the operating system reports an error.
-        """
+    def read_into(self, offset: int, out: ByteArray, *, cancelled: Cancelled | None = None) -> None:
+        del cancelled  # nothing is waited for
         view = out.data
         done = 0
         while done < len(view):
@@ -92,25 +64,35 @@ class BundleFile:
                     f"cannot read at offset {offset + done}: {error.strerror or error}"
                 ) from error
             if count == 0:
-                raise BundleTruncatedError(
-                    f"the file ends at byte {offset + done}, expected data up to "
-                    f"{offset + len(view)}; it was truncated while open, so copy it again"
-                )
+                raise ended_early(offset + done, offset + len(view))
             done += count
 
-    def close(self) -> None:
-        """Closes the file after its last user has left. May be called twice."""
-        with self._idle:
-            if self._closed:
-                return
-            self._closed = True
-            while self._users:
-                self._idle.wait()
+    def _release(self) -> None:
         os.close(self._fd)
 
 
+def ended_early(end: int, expected: int) -> BundleTruncatedError:
+    """The error for a file that has become shorter."""
+    return BundleTruncatedError(
+        f"the file ends at byte {end}, expected data up to {expected}; it was truncated while "
+        "open, so copy it again"
+    )
+
+
+def open_regular(path: Path) -> tuple[int, int]:
+    """A descriptor of a regular file and its size. Raises as `FileSource`."""
+    try:
+        return _open_regular(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise BundleNotFoundError(f"there is no file {path_text(path)}") from error
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise BundleReadError(f"cannot open {path_text(path)}: {why}") from error
+    except ValueError as error:  # the path holds a null character
+        raise BundleReadError(f"cannot open {path_text(path)}: {error}") from error
+
+
 def _open_regular(path: Path) -> tuple[int, int]:
-    """A descriptor and the size. Raises OSError, ValueError and BundleFormatError."""
     # Asked first, because opening a device may already do something; asked again of what was
     # opened, because the name may have got another file; and opened without blocking, because a
     # pipe would wait for its writer for ever.
