@@ -66,6 +66,14 @@ class ChunkReads:
             return None
         return self._source.view(*self._extents[0])
 
+    def load(self) -> ByteArray:
+        """The stored bytes: a view where there is one, else read into a new array."""
+        data = self.view()
+        if data is None:
+            data = np.empty(self.stored_bytes, np.uint8)
+            self.read_into(data, None)
+        return data
+
     def read_into(self, out: ByteArray, cancelled: Cancelled | None) -> None:
         """Fills `out`, which is as long as the chunks. Raises as the source."""
         if not self.scratch_bytes:

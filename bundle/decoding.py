@@ -221,14 +221,6 @@ def runs(chunks: Sequence[Chunk]) -> Iterator[tuple[int, int]]:
     yield start, end - start
 
 
-def read_chunks(source: Readable, chunks: Sequence[Chunk], out: ByteArray) -> None:
-    """Fills `out` with the stored bytes of `chunks`, one after the other; raises as the source."""
-    at = 0
-    for offset, size in runs(chunks):
-        source.read_into(offset, out[at : at + size])
-        at += size
-
-
 def decode_tables(
     plane: Plane, stored: ByteArray, codecs: Mapping[str, Codec]
 ) -> tuple[ByteArray | None, ...]:

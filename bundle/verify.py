@@ -10,6 +10,7 @@ from typing import cast
 import numpy as np
 from blake3 import blake3
 
+from tersor.bundle.block_runs import ChunkReads
 from tersor.bundle.codecs import Codec, ZstdCodec, default_codecs
 from tersor.bundle.container import HEADER_BYTES
 from tersor.bundle.damage import Damage
@@ -18,7 +19,6 @@ from tersor.bundle.decoding import (
     describe_chunk,
     describe_table,
     memory_for,
-    read_chunks,
     verify_chunk,
 )
 from tersor.bundle.digests import content_digest, digest_bytes
@@ -284,8 +284,7 @@ class _Verification:
             if chunk.offset > self._checked:
                 self._check_padding(chunk.offset, plane)
             self._checked = max(self._checked, chunk.offset + chunk.stored_bytes)
-        data = np.empty(sum(chunk.stored_bytes for chunk in chunks), np.uint8)
-        read_chunks(self._source, chunks, data)
+        data = ChunkReads(self._source, chunks).load()
         if self._progress is not None:
             self._progress(self._checked, self._source.size)
         return data
