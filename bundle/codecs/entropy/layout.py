@@ -99,7 +99,9 @@ class Sections:
 
     def pad(self) -> None:
         """Skips zeros up to the next multiple of four. Raises BundleCorruptError if not zero."""
-        if self.take(-self.at % ALIGNMENT).any():
+        unused = -self.at % ALIGNMENT
+        # As bytes: a numpy reduction takes 2 µs, and a chunk has some thirty paddings.
+        if self.take(unused).tobytes().strip(b"\0"):
             raise BundleCorruptError(f"{self._what} has padding that is not zero")
 
     def finish(self) -> None:
