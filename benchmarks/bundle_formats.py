@@ -4,8 +4,9 @@ Ratio, encoding, decoding (stored bytes in memory to arrays) and loading (a file
 to arrays) of the same tensors in the same run: safetensors as it is and under zstd, ZipNN, Blosc2,
 and bundles with each entropy coder alone and with the writer's choice. Every form has one thread,
 takes its turn in every round, and gives every byte back or the run ends. Times are the processor
-time of this process, medians: on a shared machine a clock measures the neighbours. Weights: pico (bf16),
-MiniLM in its own float32 and rounded to bf16, and Gaussian bf16 rows, made a piece at a time.
+time of this process, medians: on a shared machine a clock measures the neighbours. Weights: pico
+(bf16), MiniLM in its own float32 and rounded to bf16, and Gaussian bf16 rows, made a piece at a
+time.
 
 The rows "recipe …" are what `tersor convert` makes of a model folder, with its own threads.
 """
@@ -20,6 +21,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import record
@@ -44,6 +46,7 @@ from tersor.converters.recipe import load_recipe
 Row = dict[str, object]
 _ENCODE_BASE = "safetensors + zstd -1"
 _LOAD_BASE = "safetensors"
+PACKAGES = ("numpy", "numba", "safetensors", "zstandard", "zipnn", "blosc2")
 
 
 @dataclass(slots=True)
@@ -69,7 +72,7 @@ def measure(forms: Sequence[Form], tensors: Tensors, rounds: int, work: Path) ->
     for _ in range(rounds):
         for form, path, decode, taken in zip(forms, paths, decoders, samples, strict=True):
             taken["decode"].append(_seconds(decode))
-            taken["load"].append(_seconds(lambda form=form, path=path: form.load(path)))
+            taken["load"].append(_seconds(partial(form.load, path)))
     for score, path, taken in zip(scores, paths, samples, strict=True):
         score.file_bytes = path.stat().st_size
         for what, values in taken.items():
@@ -211,7 +214,7 @@ def main() -> None:
             rows += [row(model, name, note=why) for name, why in skipped.items()]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"peak memory {peak:.1f} GiB")
-    print(f"wrote {record.write('bundle_formats', rows)}")
+    print(f"wrote {record.write('bundle_formats', rows, packages=PACKAGES)}")
 
 
 if __name__ == "__main__":

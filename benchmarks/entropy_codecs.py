@@ -39,6 +39,7 @@ from tersor.converters.quantize import quantize_int4, quantize_int8
 
 Row = dict[str, object]
 _STEPS_A_DEVIATION = 32
+PACKAGES = ("numpy", "numba", "zstandard", "lz4")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,7 +258,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         for kind in kinds():
             rows += measure(kind, arguments.encodes, arguments.decodes, Path(temporary))
-    print(f"wrote {record.write('entropy_codecs', rows)}")
+    print(f"wrote {record.write('entropy_codecs', rows, packages=PACKAGES)}")
 
 
 if __name__ == "__main__":

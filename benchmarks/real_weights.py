@@ -1,4 +1,4 @@
-"""The weights that benchmarks of bundles share: pico, MiniLM, and as much Gaussian bf16 as asked."""
+"""The weights that benchmarks of bundles share: pico, MiniLM, and any amount of Gaussian bf16."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ from tersor.bundle.reader import BundleReader
 from tersor.bundle.writer import PlaneData
 
 Arrays = Mapping[str, AnyArray]
+_ZIPNN_DTYPES = {"bf16": "bfloat16", "f32": "float32", "f16": "float16"}
 
 
 class Form(ABC):
@@ -59,7 +60,7 @@ class Safetensors(Form):
 
 
 class SafetensorsLoader(Safetensors):
-    """The library's loader, which maps the file, and a copy: only then the weights are in memory."""
+    """The library's loader, which maps the file; and a copy, which alone brings it into memory."""
 
     name = "safetensors, load_file and clone"
 
@@ -127,10 +128,10 @@ class Blobs(Form):
             start = time.process_time()
             blob = self.pack(prepared, data)
             elapsed += time.process_time() - start
-            packed = blob is not None and len(blob) < data.array.nbytes
-            stored = blob if packed else data.array.tobytes()
-            blobs[name] = np.frombuffer(stored, np.uint8)
-            kinds[name] = [data.dtype, data.array.shape, packed]
+            if blob is None or len(blob) >= data.array.nbytes:
+                blob = None
+            blobs[name] = np.frombuffer(data.array.tobytes() if blob is None else blob, np.uint8)
+            kinds[name] = [data.dtype, data.array.shape, blob is not None]
         save_arrays(blobs, path, metadata={"kinds": json.dumps(kinds)})
         return elapsed
 
@@ -154,13 +155,12 @@ class ZipNN(Blobs):
     """ZipNN: exponents apart, Huffman or zstd, whichever it finds smaller; tensor by tensor."""
 
     name = "zipnn"
-    _DTYPES = {"bf16": "bfloat16", "f32": "float32", "f16": "float16"}
 
     def __init__(self) -> None:
         zipnn = importlib.import_module("zipnn")
         self._coders = {
             dtype: zipnn.ZipNN(method="AUTO", input_format="byte", bytearray_dtype=name, threads=1)
-            for dtype, name in self._DTYPES.items()
+            for dtype, name in _ZIPNN_DTYPES.items()
         }
 
     def prepare(self, data: PlaneData) -> Any:
@@ -176,7 +176,7 @@ class ZipNN(Blobs):
 
 
 class Blosc2(Blobs):
-    """Blosc2 with zstd behind its shuffle of bytes or bits, at its usual level; tensor by tensor."""
+    """Blosc2: zstd at its usual level behind a shuffle of bytes or bits; tensor by tensor."""
 
     _LEVEL = 1
 
