@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 import record
-from bundle_size import ROOT, minilm
+from real_weights import ROOT, minilm
 
 from tersor.converters.certify import evaluate
 from tersor.converters.pipeline import convert

@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -61,13 +61,25 @@ def seconds(function: Callable[[], object], *, repeat: int = 15, warmup: int = 2
     return statistics.median(samples)
 
 
-def write(name: str, rows: Sequence[Mapping[str, object]]) -> Path:
-    """Replaces `results/<name>.csv` by `rows`, each with machine, versions and commit."""
+def write(name: str, rows: Sequence[Mapping[str, object]], *, packages: Sequence[str] = ()) -> Path:
+    """Replaces `results/<name>.csv` by `rows`, each with machine, versions and commit.
+
+    `packages` are those whose versions matter beside torch's.
+    """
     RESULTS.mkdir(exist_ok=True)
     common = {"machine": machine(), "torch": version("torch"), "commit": commit()}
+    if packages:
+        common["packages"] = "; ".join(f"{package} {_version(package)}" for package in packages)
     path = RESULTS / f"{name}.csv"
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=[*rows[0], *common], lineterminator="\n")
         writer.writeheader()
         writer.writerows({**row, **common} for row in rows)
     return path
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -8,8 +8,10 @@ from pathlib import Path
 
 NOT_HERE = {
     "record.py",
+    "real_weights.py",
     "run.py",
     "gpu_entropy.py",
+    "weight_formats.py",
     "gpu_matmul.py",
     "mlserver_peer.py",
     "mlserver_runtime.py",

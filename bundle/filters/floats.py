@@ -9,7 +9,7 @@ import numpy as np
 from tersor.bundle.codecs.base import BYTES, StreamShape
 from tersor.bundle.dtypes import AnyArray, ByteArray
 from tersor.bundle.errors import BundleCorruptError
-from tersor.bundle.filters.base import TILE, Filter
+from tersor.bundle.filters.base import Filter
 from tersor.bundle.manifest import DTYPES
 
 
@@ -40,33 +40,16 @@ class FloatSplit(Filter):
         return (StreamShape(row_symbols=row_symbols), *(BYTES,) * (DTYPES[dtype] - 1))
 
     def split(self, dtype: str, block: AnyArray) -> tuple[ByteArray, ...]:
+        from tersor.bundle.filters.floats_compiled import SPLIT
+
         width = DTYPES[dtype]
-        bits = 8 * width
-        unsigned = block.reshape(-1).view(f"<u{width}")
-        streams = tuple(np.empty(unsigned.size, np.uint8) for _ in range(width))
-        for start in range(0, unsigned.size, TILE):
-            tile = unsigned[start : start + TILE]
-            rotated = tile << 1
-            rotated |= tile >> (bits - 1)
-            for index, stream in enumerate(streams):
-                shifted = rotated >> (8 * (width - 1 - index))
-                # The cast keeps the lowest byte.
-                np.copyto(stream[start : start + TILE], shifted, casting="unsafe")
+        plane = block.reshape(-1).view(f"<u{width}")
+        streams = tuple(np.empty(plane.size, np.uint8) for _ in range(width))
+        SPLIT[width](plane, *streams)
         return streams
 
     def join(self, dtype: str, streams: Sequence[ByteArray], out: AnyArray) -> None:
-        width = DTYPES[dtype]
-        bits = 8 * width
-        unsigned = out.reshape(-1).view(f"<u{width}")
-        for start in range(0, unsigned.size, TILE):
-            rotated = streams[0][start : start + TILE].astype(f"<u{width}")
-            for stream in streams[1:]:
-                rotated <<= 8
-                rotated |= stream[start : start + TILE]
-            tile = unsigned[start : start + TILE]
-            np.right_shift(rotated, 1, out=tile)
-            rotated <<= bits - 1
-            tile |= rotated
+        _join(dtype, _NO_BASE, streams, out)
 
 
 class RowExponent(FloatSplit):
@@ -100,9 +83,31 @@ class RowExponent(FloatSplit):
         return (base, (rows - base[:, None]).reshape(-1), *rest)
 
     def join(self, dtype: str, streams: Sequence[ByteArray], out: AnyArray) -> None:
-        base, relative, *rest = streams
-        exponent = relative.reshape(base.size, -1) + base[:, None]
-        super().join(dtype, (exponent.reshape(-1), *rest), out)
+        base, *split = streams
+        _join(dtype, base, split, out)
+
+
+def _join(dtype: str, base: ByteArray, streams: Sequence[ByteArray], out: AnyArray) -> None:
+    """Fills `out`, in as many rows as `base` has bytes."""
+    from tersor.bundle.filters.floats_compiled import JOIN
+
+    width = DTYPES[dtype]
+    plane = out.reshape(-1).view(f"<u{width}")
+    row = plane.size // max(1, base.size)
+    # The loops check no bounds.
+    assert row * base.size == plane.size
+    assert all(stream.size == plane.size for stream in streams)
+    JOIN[width](_read_only(base), *map(_read_only, streams), row, plane)
+
+
+def _read_only(data: ByteArray) -> ByteArray:
+    """A view that cannot be written to.
+
+    What codecs give is either, and a compiled function is compiled anew for each mix.
+    """
+    view = data.view()
+    view.flags.writeable = False
+    return view
 
 
 class Float8Split(Filter):
@@ -156,3 +161,4 @@ class Float8Split(Filter):
 
 
 _MANTISSA_BITS = {"f8_e4m3": 3, "f8_e5m2": 2}
+_NO_BASE: ByteArray = np.zeros(1, np.uint8)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tiny_bundles import noise, weights
 
 from tersor.bundle.codecs import BYTES, Codec, HuffmanCodec, RansCodec, StreamShape
+from tersor.bundle.codecs.entropy.counting import count_symbols
 from tersor.bundle.codecs.entropy.frequencies import normalised, table_of
 from tersor.bundle.codecs.entropy.huffman_model import MAX_LENGTH, HuffmanModel, code_lengths
 from tersor.bundle.codecs.entropy.layout import Sections
@@ -317,3 +318,22 @@ def test_the_decoders_tables_hold_every_slot() -> None:
         chosen = values == symbol
         assert chosen.sum() == frequency[chosen][0]
         assert distance[chosen].tolist() == list(range(chosen.sum()))
+
+
+@pytest.mark.parametrize("size", [0, 1, 3, 4, 4099])
+@pytest.mark.parametrize("alphabet", [256, 1 << 16])
+def test_counts_are_those_of_numpy(size: int, alphabet: int) -> None:
+    symbols = (
+        np.random.default_rng(size)
+        .integers(0, alphabet, size)
+        .astype(np.uint8 if alphabet == 256 else np.uint16)
+    )
+    tables = (np.arange(size) % 3).astype(np.uint8)
+    once = np.ones((1, alphabet), np.int64)
+    count_symbols(symbols, np.empty(0, np.uint8), once)
+    assert (once[0] - 1 == np.bincount(symbols, minlength=alphabet)).all()
+    each = np.zeros((3, alphabet), np.int64)
+    count_symbols(symbols, tables, each)
+    for table in range(3):
+        expected = np.bincount(symbols[tables == table], minlength=alphabet)
+        assert (each[table] == expected).all()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tersor.bundle.codecs.entropy.counting import count_columns, count_rows
+from tersor.bundle.codecs.entropy.counting import count_columns, count_rows, count_symbols
 from tersor.bundle.dtypes import AnyArray, ByteArray
 
 ROW_CLASSES = 4
@@ -26,6 +26,7 @@ MAX_ROW_SYMBOLS = 1 << 16
 _MAX_COUNTS = 1 << 25
 _ROUNDS = 4
 _SCALE = 256  # parts of a bit
+_NO_TABLES: ByteArray = np.empty(0, np.uint8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,9 +93,9 @@ def assign_rows(
 
 def _numbering(symbols: AnyArray, alphabet: int) -> tuple[AnyArray, AnyArray]:
     """The symbols that occur, and the number of each among them."""
-    seen = np.zeros(alphabet, np.bool_)
-    seen[symbols.reshape(-1)] = True
-    present = np.flatnonzero(seen)
+    counts = np.zeros((1, alphabet), np.int64)
+    count_symbols(symbols.reshape(-1), _NO_TABLES, counts)
+    present = np.flatnonzero(counts[0])
     dense = np.zeros(alphabet, np.int64)
     dense[present] = np.arange(present.size)
     return present, dense

@@ -65,7 +65,9 @@ class HuffmanCodec(Codec):
             for model, inline in candidates
         ]
         best = sizes.index(min(sizes))
-        return Draft(stored_bytes=sizes[best], finish=partial(_encode, symbols, *candidates[best]))
+        return Draft(
+            stored_bytes=sizes[best], finish=partial(_encode, symbols, counts, *candidates[best])
+        )
 
     def decode(
         self, stored: ByteArray, raw_bytes: int, table: ByteArray | None = None
@@ -95,13 +97,15 @@ def _counts(symbols: AnyArray, shape: StreamShape) -> AnyArray:
     return first
 
 
-def _encode(symbols: AnyArray, model: HuffmanModel, inline: bytes) -> bytes:
+def _encode(symbols: AnyArray, counts: AnyArray, model: HuffmanModel, inline: bytes) -> bytes:
     from tersor.bundle.codecs.entropy.huffman_compiled import encode_segment
 
     codes = model.codes()
-    coded, positions, values = take_out(
-        symbols, _NO_TABLES, codes[None] >> 16, np.array([model.fill()])
-    )
+    coded, positions, values = symbols, np.empty(0, np.int64), symbols[:0]
+    if counts[codes == 0].any():
+        coded, positions, values = take_out(
+            symbols, _NO_TABLES, codes[None] >> 16, np.array([model.fill()])
+        )
     lengths: list[int] = []
     out = np.empty(2 * symbols.size + 8, np.uint8)
     at = 0
