@@ -68,15 +68,17 @@ class Footer:
         )
 
     @classmethod
-    def unpack(cls, data: bytes, file_bytes: int) -> Self:
+    def unpack(cls, data: bytes, file_bytes: int, version: int | None = None) -> Self:
         """Parses and validates the last 80 bytes of a file of `file_bytes`.
+
+        `version` is the header's; None where the header is damaged or not looked at.
 
         Raises:
             BundleTruncatedError: the file was cut off (or something was appended).
             BundleFormatError: a field contradicts another.
             BundleLimitError: the manifest is larger than this build reads.
         """
-        offset, stored, raw, declared, digest, version, reserved, magic = _FOOTER.unpack(data)
+        offset, stored, raw, declared, digest, repeated, reserved, magic = _FOOTER.unpack(data)
         if magic != FOOTER_MAGIC:
             raise BundleTruncatedError(
                 f"the file is truncated: it starts as a bundle but after {file_bytes} bytes does "
@@ -90,10 +92,11 @@ class Footer:
             raise BundleFormatError(
                 f"the file has {file_bytes} bytes, but its footer says {declared}"
             )
-        if version not in READABLE_VERSIONS or reserved != 0:
+        expected = READABLE_VERSIONS if version is None else (version,)
+        if repeated not in expected or reserved != 0:
             raise BundleFormatError(
-                f"the footer has version {version} and reserved field {reserved}; expected "
-                f"{' or '.join(map(str, READABLE_VERSIONS))}, and 0"
+                f"the footer has version {repeated} and reserved field {reserved}; expected "
+                f"{' or '.join(map(str, expected))}{' as in the header' if version else ''}, and 0"
             )
         if stored > limits.MAX_MANIFEST_STORED_BYTES or raw > limits.MAX_MANIFEST_RAW_BYTES:
             raise BundleLimitError(

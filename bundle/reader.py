@@ -223,7 +223,7 @@ class BundleReader:
 def read_manifest(source: ByteSource, codec: ZstdCodec) -> Manifest:
     """Validates header and footer of an open source, and reads its manifest. Raises as `open`."""
     with source.using():
-        _read_version(source)
+        version = _read_version(source)
         if source.size < HEADER_BYTES + FOOTER_BYTES:
             raise BundleTruncatedError(
                 f"the file is truncated: it has {source.size} bytes, fewer than a header and a "
@@ -231,7 +231,7 @@ def read_manifest(source: ByteSource, codec: ZstdCodec) -> Manifest:
             )
         wanted = _REMOTE_TAIL_BYTES if source.is_remote else FOOTER_BYTES
         tail = source.load(max(0, source.size - wanted), min(wanted, source.size))
-        footer = Footer.unpack(tail[-FOOTER_BYTES:].tobytes(), source.size)
+        footer = Footer.unpack(tail[-FOOTER_BYTES:].tobytes(), source.size, version)
         size = footer.manifest_stored_bytes
         if FOOTER_BYTES + size <= tail.size:
             stored = tail[-FOOTER_BYTES - size : -FOOTER_BYTES]

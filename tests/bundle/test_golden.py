@@ -11,12 +11,13 @@ import jsonschema  # type: ignore[import-untyped]  # ships no types
 import numpy as np
 import pytest
 import zstandard
-from golden_bundles import KINDS, write_golden
+from golden_bundles import KINDS, content_of, write_golden
 from tiny_bundles import manifest_text, read_all, weights, write_tiny
 
 from tersor import bundle as package
 from tersor.bundle import limits
 from tersor.bundle.codecs import CODEC_NAMES
+from tersor.bundle.codecs.entropy.layout import BLOCK_SYMBOLS, ChunkHeader, Sections
 from tersor.bundle.filters import FILTERS
 from tersor.bundle.manifest import DTYPES
 from tersor.bundle.reader import BundleReader
@@ -31,6 +32,8 @@ CONTENT = "e6b4d841490a8cd00859b7479a31bf3409efd441571829124c9f09fa8e3d740d"
 CONTENT_2 = {
     "small": "d46cd56d7d9b8d037a6cbfc2d2b7a654ea716ace838a061b3ce453c26b3b828a",
     "classed": "b6d782a0b6114a856fb00b38a4f1a30b9ef38c80e2d9b31670dde4ccebf84731",
+    "blocks": "b7bfe6a6ddf368b59e6f4e0f142c567b520a2953a4ff7f05668d1002e8f6bbf8",
+    "dtypes": "e0c28dbd55fc9ab754bfce5871d4b5fe01e102f5509bd0a8b7b7590790eab10c",
 }
 
 
@@ -62,7 +65,7 @@ def test_golden_files_of_version_1_use_every_codec_and_filter_it_had() -> None:
 def test_golden_files_of_version_2_read_as_they_were_written(kind: str) -> None:
     path = GOLDEN / f"v2-{kind}.tersor"
     assert verify(path).ok
-    assert _content_hash(path) == CONTENT_2["classed" if kind.startswith("rans-") else "small"]
+    assert _content_hash(path) == CONTENT_2[content_of(kind)]
 
 
 def test_golden_files_of_version_2_use_every_part_of_the_format() -> None:
@@ -77,6 +80,40 @@ def test_golden_files_of_version_2_use_every_part_of_the_format() -> None:
                     offsets = [chunk.offset for chunk in stream.chunks]
                     used |= {"shared"} if len(set(offsets)) < len(offsets) else set()
     assert used == {*FILTERS, *CODEC_NAMES, "table", "shared"}
+
+
+def test_golden_files_have_every_dtype_apart_and_as_it_is() -> None:
+    used: set[tuple[str, str]] = set()
+    for kind in KINDS:
+        with BundleReader.open(GOLDEN / f"v2-{kind}.tersor") as reader:
+            used |= {(plane.dtype, plane.filter) for plane in stored_planes(reader.manifest)}
+    assert {dtype for dtype, _ in used} == set(DTYPES)
+    assert {(dtype, "float_split") for dtype in ("f16", "bf16", "f32", "f64")} <= used
+    assert {(dtype, "row_exponent") for dtype in ("bf16", "f32")} <= used
+    assert {(dtype, "f8_split") for dtype in ("f8_e4m3", "f8_e5m2")} <= used
+    assert {(dtype, "bit_planes") for dtype in ("bool", "u4", "u8", "i8")} <= used
+
+
+@pytest.mark.parametrize("codec", ["huffman", "rans"])
+def test_golden_files_have_chunks_of_several_blocks_with_patches(codec: str) -> None:
+    """Of both widths, with their own models."""
+    path = GOLDEN / f"v2-blocks-{codec}.tersor"
+    data = path.read_bytes()
+    found = set()
+    with BundleReader.open(path) as reader:
+        for plane in stored_planes(reader.manifest):
+            chunk = plane.streams[0].chunks[0]
+            if chunk.codec != codec:
+                continue
+            sections = Sections(
+                np.frombuffer(data, np.uint8, chunk.stored_bytes, chunk.offset), codec
+            )
+            header = ChunkHeader.unpack(sections)
+            symbols = chunk.raw_bytes // header.symbol_bytes
+            assert header.model_bytes
+            if symbols > BLOCK_SYMBOLS and symbols % BLOCK_SYMBOLS and header.patches:
+                found.add(header.symbol_bytes)
+    assert found == {1, 2}
 
 
 @pytest.mark.parametrize("kind", KINDS)

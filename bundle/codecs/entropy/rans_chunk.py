@@ -19,6 +19,7 @@ from tersor.bundle.codecs.entropy.rans_model import RansModel, table_parts, unpa
 from tersor.bundle.dtypes import AnyArray, ByteArray
 from tersor.bundle.errors import BundleCorruptError
 
+MIN_STATE = 1 << 16
 _NO_TABLES: ByteArray = np.empty(0, np.uint8)
 
 
@@ -48,6 +49,12 @@ class RansChunk:
         self._states = sections.array("<u4", blocks * LANES).reshape(blocks, LANES)
         if (np.diff(self._ends.astype(np.int64)) < 0).any():
             raise BundleCorruptError("the blocks of a rANS chunk do not follow each other")
+        # From such a state one word may not lead back to 2^16: decoders would have to loop.
+        if self._states.min(initial=MIN_STATE) < MIN_STATE:
+            raise BundleCorruptError(
+                f"a state of a rANS chunk is {int(self._states.min())}; expected at least "
+                f"{MIN_STATE}"
+            )
         self._words_at = sections.at
         sections.take(2 * int(self._ends[-1]) if blocks else 0)
         sections.pad()
