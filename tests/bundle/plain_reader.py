@@ -69,7 +69,7 @@ def load_coded(stored: bytes, raw_bytes: int, table: bytes | None, decode: Any) 
     positions = take(part, "<u4", patches)
     symbols[positions] = take(part, f"<u{width}", patches)
     require(all(positions[1:] > positions[:-1]) and not part.read() + model.read(), "bad end")
-    return symbols.tobytes()
+    return bytes(symbols)
 
 
 def decode_huffman(part: BytesIO, model: BytesIO, dtype: str, count: int, row: int) -> Array:
@@ -111,9 +111,9 @@ def decode_rans(part: BytesIO, model: BytesIO, dtype: str, count: int, row: int)
     table_of = rows[:count] * c + np.resize(columns, count)
     ends = take(part, "<u4", -(-count // 65536)).astype(int)
     states = take(part, "<u4", 32 * len(ends)).reshape(-1, 32).astype(int)
-    words = np.split(take(part, "<u2", int(ends[-1])).astype(int), ends[:-1])
+    words = take(part, "<u2", int(ends[-1])).astype(int)
     decoded = np.empty(count, dtype)
-    for begin, x, unread in zip(range(0, count, 65536), states, words, strict=True):
+    for begin, x, left in zip(range(0, count, 65536), states, ends[-1] - ends, strict=True):
         require(np.all(x >= 1 << 16), "bad state of a block")
         for at in range(begin, min(begin + 65536, count), 32):
             lanes = x[: count - at]  # a view, so that what is assigned to it is kept
@@ -121,9 +121,9 @@ def decode_rans(part: BytesIO, model: BytesIO, dtype: str, count: int, row: int)
             decoded[at : at + 32] = symbol_of[key]
             lanes[:] = step_of[key] * (lanes >> p) + key[1] - start_of[key]
             low = lanes < 1 << 16
-            new, unread = np.split(unread, [low.sum()])
+            new, words = np.split(words, [low.sum()])
             lanes[low] = lanes[low] << 16 | new
-        require(not len(unread) and np.all(x == 1 << 16), "bad end of a block")
+        require(len(words) == left and np.all(x == 1 << 16), "bad end of a block")
     return decoded
 
 

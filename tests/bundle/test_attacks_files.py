@@ -110,7 +110,9 @@ def test_03_bytes_appended_or_put_before(bundle: Path) -> None:
         (8, 3, "format version 3; this build reads versions 1 and 2, so update"),
         (12, 1, "flags 0x1"),
         (63, 1, "reserved bytes"),
+        (8, 1, "footer has version 2 .*expected 1 as in the header"),
         (-16, 3, "footer has version 3"),
+        (-16, 1, "footer has version 1 .*expected 2 as in the header"),
         (-12, 1, "reserved field 1"),
     ],
 )

@@ -264,6 +264,16 @@ def test_wrong_fields_are_named(codec: Codec, at: int, value: bytes, message: st
         codec.decode(damaged(stored, at, value), data.size)
 
 
+def test_a_state_from_which_one_word_may_not_do_is_refused() -> None:
+    data = bell(3000)
+    stored = round_trip(RansCodec(), data)
+    states = 16 + int(np.frombuffer(stored[8:12], "<u4")[0]) + 4
+    for lane, state in ((0, 0), (31, 65535)):
+        bad = damaged(stored, states + 4 * lane, state.to_bytes(4, "little"))
+        with pytest.raises(BundleCorruptError, match=f"is {state}; expected at least 65536"):
+            RansCodec().decode(bad, data.size)
+
+
 @pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.name)
 def test_other_lengths_are_damage(codec: Codec) -> None:
     data = bell(3000)

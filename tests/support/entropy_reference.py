@@ -112,6 +112,7 @@ def _rans(source: Bytes, model: Bytes, count: int, width: int, row: int) -> list
     blocks = -(-count // BLOCK)
     ends = source.numbers(blocks, 4)
     states = source.numbers(32 * blocks, 4)
+    assert min(states) >= 1 << 16
     words = source.numbers(ends[-1], 2)
     result: list[int] = []
     at = 0
