@@ -99,6 +99,20 @@ def test_a_frame_without_content_size_is_damage() -> None:
         ZstdCodec().decode(np.frombuffer(stored, np.uint8), 100)
 
 
+def test_a_frame_with_neighbours_or_of_a_dictionary_is_damage() -> None:
+    raw = bytes(range(256)) * 4
+    frame = zstandard.ZstdCompressor().compress(raw)
+    skippable = bytes.fromhex("502a4d18 04000000 61626364")
+    words: list[bytes | bytearray | memoryview] = [
+        bytes([at % 7, at % 5, 3]) * 50 for at in range(300)
+    ]
+    dictionary = zstandard.train_dictionary(2000, words)
+    with_dictionary = zstandard.ZstdCompressor(dict_data=dictionary).compress(raw)
+    for bad in (skippable + frame, frame + skippable, frame + frame, with_dictionary):
+        with pytest.raises(BundleCorruptError):
+            default_codecs()["zstd"].decode(np.frombuffer(bad, np.uint8), len(raw))
+
+
 def test_exponents_are_stored_near_their_order_0_entropy() -> None:
     data = _exponents(1 << 19)
     counts = np.bincount(data)
