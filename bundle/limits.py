@@ -1,4 +1,4 @@
-"""Caps of format version 1, checked before anything is allocated.
+"""Caps of format version 2, checked before anything is allocated.
 
 Each is far above any real model and low enough that a hostile file cannot exhaust a machine by
 merely being opened. `docs/format.md` lists them; raising one is a compatible change.

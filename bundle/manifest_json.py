@@ -86,7 +86,7 @@ def manifest_from_json(text: bytes, *, data_end: int) -> Manifest:
     Chunk data ends there, or where the parity section begins.
 
     Raises:
-        BundleFormatError: anything that format version 1 does not allow.
+        BundleFormatError: anything that format version 2 does not allow.
         BundleLimitError: a declared size exceeds a cap of `limits`.
     """
     fields = Fields(loads(text, what="the manifest"), "the manifest")

@@ -161,42 +161,20 @@ class _Chunk:
 
     def decode_into(self, out: ByteArray) -> None:
         """Fills `out`. Raises BundleCorruptError if the segments do not decode to it exactly."""
-        from tersor.bundle.codecs.entropy.huffman_compiled import decode_quads, fill_quads
+        from tersor.bundle.codecs.entropy.huffman_compiled import decode_blocks, fill_quads
 
         symbols = out.view(symbol_kind(self._model.symbol_bytes))
         singles = self._model.singles()
-        quads = np.empty(singles.size, np.uint64)
-        if self._model.symbol_bytes == 1:
+        quads = np.empty(singles.size if self._model.symbol_bytes == 1 else 0, np.uint64)
+        if quads.size:
             fill_quads(singles, quads)
-        bits = np.empty(SEGMENTS, np.uint64)
-        done = np.empty(SEGMENTS, np.uint64)
-        for block in range(self._starts.shape[0]):
-            part = symbols[block * BLOCK_SYMBOLS : (block + 1) * BLOCK_SYMBOLS]
-            step = segment_symbols(part.size)
-            if self._model.symbol_bytes == 1:
-                decode_quads(
-                    self._stored, self._starts[block], quads, part.view(np.uint8), step, bits, done
-                )
-            else:
-                bits[:] = 8 * self._starts[block]
-                done[:] = [min(number * step, part.size) for number in range(SEGMENTS)]
-            self._finish(block, part, singles, bits, done)
+        failed = decode_blocks(self._stored, self._starts, self._ends, singles, quads, symbols)
+        if failed >= 0:
+            block, segment = divmod(failed, SEGMENTS)
+            raise BundleCorruptError(
+                f"segment {segment} of block {block} of a Huffman chunk does not decode"
+            )
         apply_patches(symbols, self._positions, self._values)
-
-    def _finish(
-        self, block: int, part: AnyArray, singles: AnyArray, bits: AnyArray, done: AnyArray
-    ) -> None:
-        """Decodes what is left of each segment, and holds it to its length."""
-        from tersor.bundle.codecs.entropy.huffman_compiled import decode_rest
-
-        step = segment_symbols(part.size)
-        for number in range(SEGMENTS):
-            rest = part[int(done[number]) : min((number + 1) * step, part.size)]
-            end = int(self._ends[block, number])
-            if not decode_rest(self._stored, int(bits[number]), end, singles, rest):
-                raise BundleCorruptError(
-                    f"segment {number} of block {block} of a Huffman chunk does not decode"
-                )
 
 
 __all__ = ["HuffmanCodec"]

@@ -11,6 +11,7 @@ import numpy as np
 
 from tersor.bundle.codecs.compiled import compiled
 from tersor.bundle.codecs.entropy.huffman_model import MAX_LENGTH
+from tersor.bundle.codecs.entropy.layout import BLOCK_SYMBOLS
 from tersor.bundle.dtypes import AnyArray, ByteArray
 
 _U8 = np.uint8
@@ -213,3 +214,42 @@ def decode_rest(stored: ByteArray, bit: int, end: int, singles: AnyArray, out: A
         unused = (_U64(1) << left) - _U64(1)
         return bool((_U64(stored[last - _U64(1)]) & unused) == _U64(0))
     return True
+
+
+@compiled
+def decode_blocks(
+    stored: ByteArray, starts: AnyArray, ends: AnyArray, singles: AnyArray, quads: AnyArray,
+    out: AnyArray,
+) -> int:  # fmt: skip
+    """Decodes all blocks of a chunk into `out`, in one call: see the rANS decoder's.
+
+    Args:
+        stored: the chunk's bytes.
+        starts: uint64 [blocks, 4], of the segments in `stored`.
+        ends: uint64 [blocks, 4].
+        singles: uint32 [4096], symbol | length << 16.
+        quads: of `fill_quads`; empty where symbols have two bytes.
+        out: uint8 or uint16, the chunk's symbols.
+
+    Returns:
+        The number of the first segment that does not decode, or -1.
+    """
+    bits = np.empty(4, np.uint64)
+    done = np.empty(4, np.uint64)
+    for block in range(starts.shape[0]):
+        first = block * BLOCK_SYMBOLS
+        part = out[first : min(first + BLOCK_SYMBOLS, out.size)]
+        step = (part.size + 3) // 4
+        if quads.size > 0:
+            decode_quads(stored, starts[block], quads, part, step, bits, done)
+        else:
+            for segment in range(4):
+                bits[segment] = _U64(8) * starts[block, segment]
+                done[segment] = min(segment * step, part.size)
+        for segment in range(4):
+            rest = part[int(done[segment]) : min((segment + 1) * step, part.size)]
+            if not decode_rest(
+                stored, int(bits[segment]), int(ends[block, segment]), singles, rest
+            ):
+                return 4 * block + segment
+    return -1

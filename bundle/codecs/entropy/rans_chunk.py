@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from tersor.bundle.codecs.entropy.layout import (
-    BLOCK_SYMBOLS,
     LANES,
     ChunkHeader,
     Sections,
@@ -115,30 +114,22 @@ class RansChunk:
 
     def decode_into(self, out: ByteArray) -> None:
         """Fills `out`. Raises BundleCorruptError if the words do not decode to it exactly."""
-        from tersor.bundle.codecs.entropy.rans_compiled import decode_block, fill_tables
+        from tersor.bundle.codecs.entropy.rans_compiled import decode_blocks
 
         model = self._model
         symbols = out.view(symbol_kind(model.symbol_bytes))
         codes, values = model.slots()
-        ids = _NO_TABLES
+        rows, columns, width = _NO_TABLES, _NO_TABLES, 1
         if model.num_tables > 1:
-            parts = table_parts(model, self._row_class, self._row_symbols)
-            ids = np.empty(min(BLOCK_SYMBOLS, symbols.size), np.uint8)
+            rows, columns, width = table_parts(model, self._row_class, self._row_symbols)
         # Row classes alone, and rows of whole steps: then every step has one table.
         uniform = model.column_classes == 1 and self._row_symbols % LANES == 0
-        start = self._words_at
-        for block in range(self._ends.size):
-            end = self._words_at + 2 * int(self._ends[block])
-            first = block * BLOCK_SYMBOLS
-            part = symbols[first : first + BLOCK_SYMBOLS]
-            if model.num_tables > 1:
-                fill_tables(ids[: part.size], first, *parts)
-            if not decode_block(
-                self._stored, start, end, self._states[block], ids[: part.size],
-                codes, values, model.precision, part, uniform,
-            ):  # fmt: skip
-                raise BundleCorruptError(f"block {block} of a rANS chunk does not decode")
-            start = end
+        failed = decode_blocks(
+            self._stored, self._words_at, self._ends, self._states, rows, columns, width,
+            codes, values, model.precision, uniform, symbols,
+        )  # fmt: skip
+        if failed >= 0:
+            raise BundleCorruptError(f"block {failed} of a rANS chunk does not decode")
         apply_patches(symbols, self._positions, self._values)
 
     def _rows(self, sections: Sections) -> ByteArray:

@@ -209,3 +209,59 @@ def decode_block(
     if at != limit:
         return False
     return bool((states == _LOW).all())
+
+
+@compiled
+def decode_blocks(
+    stored: ByteArray,
+    words_at: int,
+    ends: AnyArray,
+    states: AnyArray,
+    rows: ByteArray,
+    columns: ByteArray,
+    row_symbols: int,
+    codes: AnyArray,
+    values: AnyArray,
+    precision: int,
+    uniform: bool,  # noqa: FBT001 - as above
+    out: AnyArray,
+) -> int:
+    """Decodes all blocks of a chunk into `out`, in one call.
+
+    Between calls a thread holds the interpreter, and to wait for it takes as long as half a block:
+    with a call for each block two threads decode 1.3 times as fast as one.
+
+    Args:
+        stored: the chunk's bytes.
+        words_at: where its words begin.
+        ends: uint32 [blocks], the words up to the end of each block.
+        states: uint32 [blocks, LANES]; changed.
+        rows: of `fill_tables`; empty where there is one table.
+        columns: of `fill_tables`.
+        row_symbols: of `fill_tables`.
+        codes: of `decode_block`, as are `values`, `precision` and `uniform`.
+        values: see there.
+        precision: see there.
+        uniform: see there.
+        out: uint8 or uint16, the chunk's symbols.
+
+    Returns:
+        The first block that does not decode, or -1.
+    """
+    many = rows.size > 0
+    ids = np.empty(BLOCK_SYMBOLS if many else 0, np.uint8)
+    start = words_at
+    for block in range(ends.size):
+        first = block * BLOCK_SYMBOLS
+        last = min(first + BLOCK_SYMBOLS, out.size)
+        end = words_at + 2 * int(ends[block])
+        part = ids[: last - first] if many else ids
+        if many:
+            fill_tables(part, first, rows, columns, row_symbols)
+        if not decode_block(
+            stored, start, end, states[block], part, codes, values, precision,
+            out[first:last], uniform,
+        ):  # fmt: skip
+            return block
+        start = end
+    return -1
