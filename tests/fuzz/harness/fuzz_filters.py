@@ -6,6 +6,7 @@ from random import Random
 
 import numpy as np
 from fuzz_open import ACCEPTED, Finding, refusal
+from fuzz_seeds import Seeds
 from fuzz_target import Target
 
 from tersor.bundle.dtypes import numpy_dtype
@@ -21,6 +22,9 @@ class Filters(Target):
 
     name = "filters"
     weight = 5
+
+    def __init__(self, seeds: Seeds) -> None:
+        del seeds
 
     def run(self, rng: Random) -> str:
         entry = rng.choice(tuple(FILTERS.values()))

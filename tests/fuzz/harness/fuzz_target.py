@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from random import Random
 from typing import ClassVar
 
+from fuzz_seeds import Seeds
+
 
 class Target(ABC):
     """A part of the format under attack. One object a process; keeps nothing between cases."""
@@ -15,6 +17,10 @@ class Target(ABC):
 
     # What the last case was made of, for who wants to look at it.
     input: bytes | bytearray = b""
+
+    @abstractmethod
+    def __init__(self, seeds: Seeds) -> None:
+        """Prepares what all cases begin with."""
 
     @abstractmethod
     def run(self, rng: Random) -> str:
