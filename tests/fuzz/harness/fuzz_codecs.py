@@ -7,6 +7,7 @@ from random import Random
 
 import numpy as np
 from fuzz_bytes import damage
+from fuzz_entropy import EntropyChunk
 from fuzz_forge import Json
 from fuzz_open import ACCEPTED, Finding, refusal
 from fuzz_seeds import Seed, Seeds
@@ -53,7 +54,12 @@ class Codecs(Target):
         sample = rng.choice(self._samples[name])
         stored, table, raw_bytes = sample.stored, sample.table, sample.raw_bytes
         kind = rng.random()
-        if kind < 0.75:
+        if kind < 0.4 and name in {"huffman", "rans"}:
+            chunk = EntropyChunk.take_apart(stored, raw_bytes, table, rans=name == "rans")
+            for _ in range(rng.choice((1, 1, 2))):
+                chunk.mutate(rng)
+            stored = chunk.put_together()
+        elif kind < 0.75:
             stored = bytes(damage(rng, stored, resize=rng.random() < 0.3))
         if 0.7 < kind < 0.9:
             change = rng.choice((-2, -1, 1, 2, raw_bytes, -(raw_bytes // 2), 65536))
