@@ -122,7 +122,9 @@ class RansChunk:
         codes, values = model.slots()
         ids = _NO_TABLES
         if model.num_tables > 1:
-            parts = table_parts(model, self._row_class, self._row_symbols)
+            # A row may be declared longer than the chunk: memory only for what there is of it.
+            width = min(self._row_symbols, self._symbols)
+            parts = table_parts(model, self._row_class, width)
             ids = np.empty(min(BLOCK_SYMBOLS, symbols.size), np.uint8)
         # Row classes alone, and rows of whole steps: then every step has one table.
         uniform = model.column_classes == 1 and self._row_symbols % LANES == 0

@@ -51,7 +51,7 @@ class EntropyChunk:
         blocks = -(-symbols // _BLOCK)
         model = take(model_bytes)
         row_classes = (model or table or b"\0\0\1")[2] if rans else 1
-        classes = take(_class_bytes(symbols, width, row_classes))
+        classes = take((_class_bits(symbols, width, row_classes) + 7) // 8)
         form = "I" if rans else "4H"
         directory = list(struct.unpack(f"<{form * blocks}", take(blocks * (4 if rans else 8))))
         states = take(128 * blocks) if rans else b""
@@ -92,8 +92,7 @@ class EntropyChunk:
         kind = rng.randrange(7)
         if kind == 0:
             self.width = rng.choice(_WIDTHS)
-            size = _class_bytes(self.symbols, self.width, self.row_classes)
-            self.classes = (self.classes + bytes(size))[:size]
+            self.classes = self._fitting_classes()
         elif kind == 1 and self.classes:
             self.classes = bytes(damage(rng, self.classes, resize=False))
         elif kind == 2 and self.model:
@@ -106,6 +105,15 @@ class EntropyChunk:
             self._move_bounds(rng)
         elif self.coded:
             self.coded = bytes(damage(rng, self.coded, resize=False))
+
+    def _fitting_classes(self) -> bytes:
+        """As many classes as there are rows; unused bits are zero."""
+        bits = _class_bits(self.symbols, self.width, self.row_classes)
+        size = (bits + 7) // 8
+        classes = bytearray((self.classes + bytes(size))[:size])
+        if bits % 8:
+            classes[-1] &= (1 << bits % 8) - 1
+        return bytes(classes)
 
     def _other_model(self, rng: Random) -> bytes:
         kind = rng.random()
@@ -145,8 +153,9 @@ class EntropyChunk:
             self.directory[index + 1] -= change
 
 
-def _class_bytes(symbols: int, width: int, row_classes: int) -> int:
+def _class_bits(symbols: int, width: int, row_classes: int) -> int:
+    """Bits that the classes of all rows take."""
     if width == 0 or row_classes == 1:
         return 0
-    bits = 1 if row_classes == 2 else 2 if row_classes <= 4 else 4
-    return (-(-symbols // width) * bits + 7) // 8
+    each = 1 if row_classes == 2 else 2 if row_classes <= 4 else 4
+    return -(-symbols // width) * each
