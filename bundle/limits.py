@@ -44,6 +44,9 @@ MAX_GRAPH_TENSORS = 1 << 10
 
 MAX_RANK = 16
 MAX_DIMENSION = 1 << 40
+# Bytes of a shape with its zeros taken for ones: arrays count them in 64 bits, also where a
+# dimension of 0 leaves nothing to count.
+MAX_EXTENT_BYTES = 1 << 62
 MAX_PLANE_RAW_BYTES = 1 << 38
 # Chunks may be shared, so a file of one chunk could declare any number of bytes; this bounds what
 # checking a whole file can take by its length. It is the ratio that a single zstd chunk may have.

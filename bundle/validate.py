@@ -16,7 +16,7 @@ from tersor.bundle.dtypes import Geometry
 from tersor.bundle.errors import BundleFormatError, BundleLimitError
 from tersor.bundle.filters import FILTERS
 from tersor.bundle.json_fields import check_unique
-from tersor.bundle.manifest import Asset, Chunk, Manifest, Plane, TensorEntry
+from tersor.bundle.manifest import DTYPES, Asset, Chunk, Manifest, Plane, TensorEntry
 from tersor.bundle.parity import check_parity
 from tersor.bundle.program import UNUSED_GROUP, GraphProgram
 
@@ -59,6 +59,7 @@ def check_tensor(tensor: TensorEntry) -> None:
     if not tensor.planes:
         raise BundleFormatError(f"{where} has no planes; expected at least one")
     check_unique(tuple(plane.name for plane in tensor.planes), f"the planes of {where}")
+    _check_extent(tensor.shape, tensor.dtype, where)
     if not tensor.sources:
         if tensor.aliases:
             raise BundleFormatError(f"{where} has aliases but no source that they repeat")
@@ -73,6 +74,7 @@ def check_tensor(tensor: TensorEntry) -> None:
     if covered != rows:
         raise BundleFormatError(f"the sources of {where} cover {covered} rows of {rows}")
     for source in tensor.sources:
+        _check_extent(source.shape, source.dtype, f"source {source.tensor!r} of {where}")
         if math.prod(source.shape) != source.rows * row_symbols:
             raise BundleFormatError(
                 f"source {source.tensor!r} of {where} has shape {list(source.shape)}, which does "
@@ -87,6 +89,7 @@ def check_plane(plane: Plane, where: str) -> None:
             f"{where} has {plane.raw_bytes} raw bytes; this build reads at most "
             f"{limits.MAX_PLANE_RAW_BYTES}"
         )
+    _check_extent(plane.shape, plane.dtype, where)
     geometry = Geometry.of_plane(plane)
     entry = FILTERS[plane.filter]
     if plane.dtype not in entry.dtypes:
@@ -113,6 +116,16 @@ def check_plane(plane: Plane, where: str) -> None:
             f"{limits.MAX_BLOCK_RAW_BYTES}"
         )
     _check_chunks(plane, geometry, where)
+
+
+def _check_extent(shape: tuple[int, ...], dtype: str, where: str) -> None:
+    """Whether an array of that shape can be, even where it is empty."""
+    extent = math.prod(dim or 1 for dim in shape) * DTYPES[dtype]
+    if extent > limits.MAX_EXTENT_BYTES:
+        raise BundleLimitError(
+            f"{where} has the shape {list(shape)}; this build reads shapes of at most "
+            f"{limits.MAX_EXTENT_BYTES} bytes, dimensions of 0 taken as 1"
+        )
 
 
 def _check_chunks(plane: Plane, geometry: Geometry, where: str) -> None:

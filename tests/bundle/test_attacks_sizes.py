@@ -3,14 +3,18 @@
 21  many tensors that share a plane of many chunks
 22  chunks that are larger at rest than in memory, blocks that are too wide
 23  planes that declare more memory than there is
+29  shapes that hold nothing, and are too large to count
+30  rows of a coded chunk that are declared longer than the chunk
 """
 
 from __future__ import annotations
 
 import json
 import resource
+import struct
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,7 +37,14 @@ from tiny_bundles import (
 
 from tersor.bundle import limits
 from tersor.bundle import reader as reader_module
-from tersor.bundle.codecs import CODEC_NAMES, MAX_RATIOS, RawCodec, ZstdCodec
+from tersor.bundle.codecs import (
+    CODEC_NAMES,
+    MAX_RATIOS,
+    RawCodec,
+    StreamShape,
+    ZstdCodec,
+    default_codecs,
+)
 from tersor.bundle.container import pack_manifest
 from tersor.bundle.decoding import BlockDecoder
 from tersor.bundle.errors import BundleCorruptError, BundleFormatError, BundleLimitError
@@ -232,3 +243,51 @@ def test_23_any_allocation_may_fail(
     with pytest.raises(BundleLimitError, match=r"more than could be allocated") as caught:
         use(bundle)
     assert str(caught.value).startswith(f"{bundle}: ")
+
+
+@pytest.mark.parametrize("shape", [[1 << 40, 0, 1 << 40], [0, 1 << 40, 1 << 30], [0] + [2] * 15])
+def test_29_empty_shapes(bundle: Path, shape: list[int]) -> None:
+    """numpy has no array of such a shape, though it would have no element."""
+
+    def change(value: Json) -> None:
+        empty = next(plane for plane in value["planes"] if 0 in plane["shape"])
+        empty["shape"] = shape
+
+    forge(bundle, change)
+    if shape[-1] == 2:
+        assert read_all(bundle)["layers.1.none/values"] == b""
+    else:
+        refuses(bundle, r"has the shape \[.*of 0 taken as 1", BundleLimitError)
+
+
+@pytest.mark.parametrize("field", ["tensor", "source"])
+def test_29_empty_shapes_of_what_planes_make(bundle: Path, field: str) -> None:
+    def change(value: Json) -> None:
+        tensor = next(tensor for tensor in value["tensors"] if 0 in tensor["shape"])
+        owner = tensor if field == "tensor" else tensor["sources"][0]
+        owner["shape"] = [0, 1 << 40, 1 << 30]
+
+    forge(bundle, change)
+    refuses(bundle, r"has the shape \[.*of 0 taken as 1", BundleLimitError)
+
+
+def test_30_a_row_longer_than_its_chunk() -> None:
+    """Its length is 32 bits that no byte of the chunk stands behind; here it is 4 GiB."""
+    rows, width = 64, 128
+    codec = default_codecs()["rans"]
+    scale = np.array([2, 16, 64, 255], np.uint8)[np.arange(rows) % 4][:, None]
+    data = (noise(8 * rows * width).reshape(8 * rows, width) % np.tile(scale, (8, 1))).reshape(-1)
+    (encode,) = codec.encoders
+    stored = bytearray(encode(data, StreamShape(row_symbols=width), None))
+    _, _, _, _, row_symbols, model_bytes, _ = struct.unpack_from("<BBBBIII", stored)
+    assert row_symbols == width, "the chunk has no classes of rows"
+    at = 16 + model_bytes
+    packed = 8 * rows // 4  # four classes: two bits a row
+    stored[at : at + packed] = bytes(4)  # one row, of class 0, and padding
+    struct.pack_into("<I", stored, 4, (1 << 32) - 1)
+    tracemalloc.start()
+    with pytest.raises(BundleCorruptError, match="does not decode"):
+        codec.decode_into(np.frombuffer(stored, np.uint8), np.empty(data.size, np.uint8))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 5 << 20

@@ -121,7 +121,9 @@ class RansChunk:
         codes, values = model.slots()
         rows, columns, width = _NO_TABLES, _NO_TABLES, 1
         if model.num_tables > 1:
-            rows, columns, width = table_parts(model, self._row_class, self._row_symbols)
+            # A row may be declared longer than the chunk: memory only for what there is of it.
+            width = min(self._row_symbols, self._symbols)
+            rows, columns, width = table_parts(model, self._row_class, width)
         # Row classes alone, and rows of whole steps: then every step has one table.
         uniform = model.column_classes == 1 and self._row_symbols % LANES == 0
         failed = decode_blocks(
