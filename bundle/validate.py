@@ -120,7 +120,7 @@ def check_plane(plane: Plane, where: str) -> None:
 
 def _check_extent(shape: tuple[int, ...], dtype: str, where: str) -> None:
     """Whether an array of that shape can be, even where it is empty."""
-    extent = math.prod(dim or 1 for dim in shape) * DTYPES[dtype]
+    extent = (math.prod(shape) or math.prod([dim or 1 for dim in shape])) * DTYPES[dtype]
     if extent > limits.MAX_EXTENT_BYTES:
         raise BundleLimitError(
             f"{where} has the shape {list(shape)}; this build reads shapes of at most "
@@ -278,7 +278,9 @@ def _check_places(manifest: Manifest, data_end: int) -> None:
             raw_bytes += chunk.raw_bytes
             if placed.get(chunk.offset) == chunk:
                 continue
-            cursor = _place(chunk, aligned if first else cursor, f"stream {stream!r}", data_end)
+            if first and chunk.offset == aligned:
+                cursor = aligned
+            cursor = _place(chunk, cursor, f"stream {stream!r}", data_end)
             placed[chunk.offset] = chunk
             first = False
     for asset in manifest.assets:

@@ -294,7 +294,7 @@ class BundleWriter:
             )
         flat = array.reshape(-1)
         plan = self._chooser.plan(dtype, flat, geometry)
-        aligned = False
+        aligned = array.nbytes < limits.MIN_ALIGNED_PLANE_BYTES
 
         def place(encoded: EncodedChunk, table: Chunk | None) -> Chunk:
             nonlocal aligned

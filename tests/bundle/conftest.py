@@ -10,6 +10,8 @@ from http_sources import DATA
 from range_server import RangeServer, range_server
 from tiny_bundles import add, symbols, weights, write_tiny, writer
 
+from tersor.bundle import limits
+
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
@@ -37,3 +39,9 @@ def server(served_bundle: Path) -> Iterator[RangeServer]:
     """Has the bundle at /x.tersor and `DATA` at /data."""
     with range_server({"/x.tersor": served_bundle.read_bytes(), "/data": DATA.tobytes()}) as server:
         yield server
+
+
+@pytest.fixture(autouse=True)
+def _every_plane_is_aligned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The small planes of these tests stand for large ones, which are aligned."""
+    monkeypatch.setattr(limits, "MIN_ALIGNED_PLANE_BYTES", 0)

@@ -184,7 +184,7 @@ def _move(places: dict[tuple[int, int], int]) -> Callable[[Json], None]:
 @pytest.mark.parametrize(
     ("places", "message"),
     [
-        ({(0, 0): -1}, "overlaps the one before it; expected offset 4096"),
+        ({(0, 0): -1}, "leaves a hole; expected offset 64"),
         ({(0, 1): -1}, "overlaps the one before it"),
         ({(0, 1): 1}, "leaves a hole"),
         ({(1, 0): 4096}, "leaves a hole"),

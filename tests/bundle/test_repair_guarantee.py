@@ -44,7 +44,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[bytes, ParityG
             path = folder / f"{number}.tersor"
             with writer(path) as target:
                 for layer in range(3):
-                    add(target, f"t{layer}", "u8", noise(35_001, seed=layer))
+                    add(target, f"t{layer}", "u8", noise(36_001, seed=layer))
                 target.commit()
             protect(path, 0.05)
             geometry = geometry_in(path)

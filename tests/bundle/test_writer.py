@@ -63,6 +63,18 @@ def test_equal_planes_are_stored_once(tmp_path: Path) -> None:
         assert read_all(unequal)[f"{entry.name}/values"] == array.tobytes()
 
 
+def test_small_planes_follow_without_a_gap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MIN_ALIGNED_PLANE_BYTES", 1 << 16)
+    path = tmp_path / "x.tersor"
+    with writer(path, codec="raw") as target:
+        for name, rows in (("norm", 3), ("bias", 5), ("matrix", 1 << 12), ("last", 1)):
+            add(target, name, "u8", symbols("u8", (rows, 16), seed=rows))
+        written = target.commit()
+    offsets = [entry.planes[0].streams[0].chunks[0].offset for entry in written.tensors]
+    assert offsets == [64, 64 + 48, 4096, 4096 + (1 << 16)]
+    assert verify(path).ok
+
+
 def test_planes_begin_at_page_boundaries(tmp_path: Path) -> None:
     manifest = write_tiny(tmp_path / "x.tersor")
     for entry in manifest.tensors:
