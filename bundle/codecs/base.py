@@ -47,7 +47,7 @@ class Codec(ABC):
     max_ratio: ClassVar[int]
     # Rated, not timed while writing, so that the choice of a codec is deterministic: decoded MB/s
     # on a trained exponent plane in chunks of 512 KiB, one core of a 3 GHz Sapphire Rapids Xeon,
-    # rounded down (`benchmarks/codec_speed.py`).
+    # rounded down (`benchmarks/entropy_codecs.py`).
     decode_mb_per_second: ClassVar[int]
     # Whether "auto" tries it: not where it is never the smallest and takes long to say so.
     in_auto: ClassVar[bool] = True
