@@ -7,6 +7,8 @@ PIP    := $(BIN)/python -m pip
 # One thread a test worker: two workers on two cores, and sums that do not depend on the thread count.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 WORKERS ?= 2
+CASES   ?= 1000000
+SEED    ?= 0
 
 .DEFAULT_GOAL := help
 
@@ -30,6 +32,9 @@ test: $(STAMP) ## everything that needs neither a GPU nor a system library
 
 test-slow: $(STAMP) ## the long tests
 	$(TEST_ENV) $(BIN)/pytest -m slow
+
+fuzz: $(STAMP) ## a million hostile bundles; CASES, WORKERS and SEED say how many, on what, which
+	$(TEST_ENV) $(BIN)/python tests/fuzz/run.py --cases $(CASES) --workers $(WORKERS) --seed $(SEED)
 
 conformance: $(STAMP) ## perf_analyzer and promtool against what we serve and deploy
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[conformance]'
@@ -63,4 +68,4 @@ gpu-bench: ## kernels on a CUDA device: GB/s and share of the copy bandwidth
 clean: ## remove what the targets made
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache out
 
-.PHONY: help install demo test test-slow conformance check format protos bench gpu-test gpu-bench clean
+.PHONY: help install demo test test-slow fuzz conformance check format protos bench gpu-test gpu-bench clean

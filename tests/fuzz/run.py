@@ -41,11 +41,11 @@ def main(arguments: list[str] | None = None) -> int:
         nonlocal shown
         if time.monotonic() > shown + _PROGRESS_SECONDS:
             shown = time.monotonic()
-            print(f"{tally.cases} cases, {len(tally.failures)} findings", file=sys.stderr)  # noqa: T201
+            print(f"{tally.cases} cases, {len(tally.failures)} findings", file=sys.stderr)
 
     tally = run_all(share, options.workers, progress)
     seconds = time.monotonic() - start
-    print(summary(tally, seed=options.seed, workers=options.workers, seconds=seconds))  # noqa: T201
+    print(summary(tally, seed=options.seed, workers=options.workers, seconds=seconds))
     if options.save is not None:
         save(tally, options.save)
     if options.record:

@@ -28,3 +28,9 @@ class MemorySource(ByteSource):
 
     def _release(self) -> None:
         """Nothing is held but the bytes themselves."""
+
+
+class RemoteMemorySource(MemorySource):
+    """The same, read as what is far away: in few large pieces, each byte once."""
+
+    is_remote = True

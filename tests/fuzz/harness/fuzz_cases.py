@@ -6,6 +6,7 @@ import time
 import traceback
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
 
 from fuzz_codecs import Codecs
@@ -91,9 +92,10 @@ def target_of(seed: int, case: int, only: str | None = None) -> tuple[str, Rando
 class Cases:
     """All targets, ready to run any case. Made once a process: it takes seconds."""
 
-    def __init__(self) -> None:
-        seeds = Seeds.load()
-        self._targets = {target.name: target(seeds) for target in TARGETS}
+    def __init__(self, folder: Path) -> None:
+        """`folder` is for files of the case that runs."""
+        seeds = Seeds.load(folder)
+        self._targets = {target.name: target(seeds, folder) for target in TARGETS}
 
     def run(self, seed: int, case: int, tally: Tally, *, only: str | None = None) -> None:
         """Runs one case, and adds what came of it to `tally`; arguments as of `target_of`."""
@@ -102,7 +104,7 @@ class Cases:
         start = time.perf_counter()
         try:
             outcome = target.run(rng)
-        except Exception as error:  # whatever a case raises is what this looks for
+        except Exception as error:  # noqa: BLE001 - whatever a case raises is looked for
             outcome = f"FOUND {type(error).__name__}"
             tally.failures.append(
                 Failure(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -39,19 +40,20 @@ class Codecs(Target):
     name = "codecs"
     weight = 16
 
-    def __init__(self, seeds: Seeds) -> None:
+    def __init__(self, seeds: Seeds, folder: Path) -> None:
+        del folder
         self._codecs = default_codecs()
         found = {sample for seed in seeds.small for sample in self._of_seed(seed)}
         found |= set(self._long())
         samples = sorted(found, key=lambda s: (s.codec, s.raw_bytes, s.stored, s.table or b""))
-        self._samples = {
+        self.samples = {
             name: [sample for sample in samples if sample.codec == name] for name in self._codecs
         }
         self._tables = sorted({sample.table for sample in samples if sample.table is not None})
 
     def run(self, rng: Random) -> str:
         name = rng.choice(("lz4", "zstd", "lz78", "lzw", "huffman", "rans", "rans"))
-        sample = rng.choice(self._samples[name])
+        sample = rng.choice(self.samples[name])
         stored, table, raw_bytes = sample.stored, sample.table, sample.raw_bytes
         kind = rng.random()
         if kind < 0.4 and name in {"huffman", "rans"}:

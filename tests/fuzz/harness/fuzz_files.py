@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from pathlib import Path
 from random import Random
 
 from fuzz_bytes import damage
@@ -29,7 +30,8 @@ _UNSIZED = b"\x28\xb5\x2f\xfd\x00\x58\x01\x00\x00"
 class _Files(Target):
     """What targets of whole files share."""
 
-    def __init__(self, seeds: Seeds) -> None:
+    def __init__(self, seeds: Seeds, folder: Path) -> None:
+        del folder
         self._seeds = seeds
         self._forge = Forge()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -23,8 +24,8 @@ class Filters(Target):
     name = "filters"
     weight = 5
 
-    def __init__(self, seeds: Seeds) -> None:
-        del seeds
+    def __init__(self, seeds: Seeds, folder: Path) -> None:
+        del seeds, folder
 
     def run(self, rng: Random) -> str:
         entry = rng.choice(tuple(FILTERS.values()))

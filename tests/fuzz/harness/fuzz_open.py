@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 import numpy as np
-from memory_source import MemorySource
+from memory_source import MemorySource, RemoteMemorySource
 
 from tersor.bundle.digests import digest_bytes
 from tersor.bundle.dtypes import AnyArray, Geometry, numpy_dtype
@@ -65,7 +65,8 @@ def examine(data: bytes, rng: Random, *, verify_share: float, changed: bool = Fa
         declared = sum(plane.raw_bytes for plane in stored_planes(manifest))
         declared += sum(asset.chunk.raw_bytes for asset in manifest.assets)
     if rng.random() < verify_share and declared <= BLOCK_BYTES:
-        _compare(content, verify(MemorySource(data)), changed=changed)
+        source = RemoteMemorySource(data) if rng.random() < 0.2 else MemorySource(data)
+        _compare(content, verify(source), changed=changed)
     return content.refused[0] if content.refused else ACCEPTED
 
 

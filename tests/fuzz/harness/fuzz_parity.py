@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from random import Random
@@ -34,11 +33,11 @@ class Parity(Target):
     name = "parity"
     weight = 1.5
 
-    def __init__(self, seeds: Seeds) -> None:
+    def __init__(self, seeds: Seeds, folder: Path) -> None:
         self._seeds = seeds.protected
         self._forge = Forge()
         self._geometries = [_geometry(seed) for seed in self._seeds]
-        self._folder = tempfile.TemporaryDirectory(prefix="tersor-fuzz-")
+        self._path = folder / "x.tersor"
 
     def run(self, rng: Random) -> str:
         index = rng.randrange(len(self._seeds))
@@ -69,7 +68,7 @@ class Parity(Target):
         find_parity(MemorySource(data))
         with suppress(BundleError):
             verify(MemorySource(data))
-        path = Path(self._folder.name) / "x.tersor"
+        path = self._path
         path.write_bytes(data)
         try:
             report = repair(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 from random import Random
 
@@ -13,7 +12,7 @@ from fuzz_forge import Forge
 from fuzz_open import ACCEPTED, Finding, check_array, readable_planes, refusal
 from fuzz_seeds import Seeds
 from fuzz_target import Target
-from memory_source import MemorySource
+from memory_source import MemorySource, RemoteMemorySource
 
 from tersor.bundle.dtypes import AnyArray, Geometry
 from tersor.bundle.errors import BundleError
@@ -24,13 +23,13 @@ from tersor.bundle.reader import BundleReader
 class Rows(Target):
     """Whole planes, ranges of rows, stored bytes decoded later, and mapped files, compared."""
 
-    name = "rows, mapped"
+    name = "rows, sources"
     weight = 6
 
-    def __init__(self, seeds: Seeds) -> None:
+    def __init__(self, seeds: Seeds, folder: Path) -> None:
         self._seeds = seeds
         self._forge = Forge()
-        self._folder = tempfile.TemporaryDirectory(prefix="tersor-fuzz-")
+        self._path = folder / "x.tersor"
 
     def run(self, rng: Random) -> str:
         seed = self._seeds.pick(rng)
@@ -40,28 +39,29 @@ class Rows(Target):
             body = self._forge.lay_out(value, mutate_chunks(rng, seed, value))
             data = self._forge.bundle(body, json.dumps(value).encode())
         self.input = data
-        if rng.random() < 0.25:
-            path = Path(self._folder.name) / "x.tersor"
-            path.write_bytes(data)
-            return self._read(rng, data, path)
-        return self._read(rng, data, None)
-
-    def _read(self, rng: Random, data: bytes, path: Path | None) -> str:
         try:
             reader = BundleReader.open(MemorySource(data), threads=1)
         except BundleError as error:
             return refusal(error)
         outcome = ACCEPTED
-        with reader:
-            other = reader if path is None else BundleReader.open(path, access="map", threads=1)
-            with other:
-                for plane, rows in readable_planes(reader):
-                    if rows is None:
-                        whole = _array(reader, plane, None)
-                        if isinstance(whole, str):
-                            outcome = whole
-                        _compare(rng, other, plane, whole)
+        with reader, self._other(rng, data, reader) as other:
+            for plane, rows in readable_planes(reader):
+                if rows is None:
+                    whole = _array(reader, plane, None)
+                    if isinstance(whole, str):
+                        outcome = whole
+                    _compare(rng, other, plane, whole)
         return outcome
+
+    def _other(self, rng: Random, data: bytes, reader: BundleReader) -> BundleReader:
+        """Another way to the same bytes; what opens in one way must open in all."""
+        kind = rng.randrange(4)
+        if kind == 0:
+            self._path.write_bytes(data)
+            return BundleReader.open(self._path, access="map", threads=1)
+        if kind == 1:
+            return BundleReader.open(RemoteMemorySource(data), threads=1)
+        return reader
 
 
 def _array(reader: BundleReader, plane: Plane, rows: tuple[int, int] | None) -> AnyArray | str:

@@ -12,7 +12,8 @@ from multiprocessing.connection import wait
 from multiprocessing.context import SpawnContext
 
 from fuzz_cases import Share, Tally
-from fuzz_worker import HANG_SECONDS, Mark, work
+from fuzz_worker import HANG_SECONDS, Mark, Work
+from fuzz_worker import work as run_share
 
 # A worker that says nothing for so long hangs where no signal handler of Python's runs.
 _SILENCE_SECONDS = 3 * HANG_SECONDS
@@ -22,16 +23,28 @@ _POLL_SECONDS = 1.0
 Progress = Callable[[Tally], None]
 
 
-def run_all(share: Share, workers: int, progress: Progress | None = None) -> Tally:
+def run_all(
+    share: Share,
+    workers: int,
+    progress: Progress | None = None,
+    *,
+    work: Work = run_share,
+) -> Tally:
     """Runs all cases of a share in that many processes, and goes on when one dies.
 
     A worker that dies takes with it what came of up to half a second of cases that went well;
     `Tally.lost` counts them.
+
+    Args:
+        share: with a step of 1.
+        workers: processes.
+        progress: called about once a second with what came of all cases so far.
+        work: what a process runs.
     """
     context = multiprocessing.get_context("spawn")
     total = Tally()
     running = [
-        _Worker(context, replace(share, first=share.first + number, step=workers))
+        _Worker(context, replace(share, first=share.first + number, step=workers), work)
         for number in range(min(workers, share.end - share.first))
     ]
     while running:
@@ -43,7 +56,7 @@ def run_all(share: Share, workers: int, progress: Progress | None = None) -> Tal
             running.remove(worker)
             rest = worker.end(total)
             if rest is not None:
-                running.append(_Worker(context, rest))
+                running.append(_Worker(context, rest, work))
         if progress is not None:
             progress(total)
     return total
@@ -52,7 +65,7 @@ def run_all(share: Share, workers: int, progress: Progress | None = None) -> Tal
 class _Worker:
     """A process, and how far it has come."""
 
-    def __init__(self, context: SpawnContext, share: Share) -> None:
+    def __init__(self, context: SpawnContext, share: Share, work: Work) -> None:
         self._share = share
         self._done = share.first - share.step
         # In memory that outlives the process.

@@ -10,10 +10,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from tempfile import TemporaryDirectory
 
 from fuzz_forge import Forge, Json, chunks_of
-from golden_bundles import write_golden
 from memory_source import MemorySource
 from tiny_bundles import add, manifest_text, noise, symbols, weights, write_tiny, writer
 
@@ -53,21 +51,20 @@ class Seeds:
     protected: tuple[Seed, ...]  # with parity
 
     @classmethod
-    def load(cls) -> Seeds:
-        """Reads the golden files, and writes what they lack."""
+    def load(cls, folder: Path) -> Seeds:
+        """Reads the golden files, and writes into `folder` what they lack."""
         whole = [_seed(path.name, path.read_bytes()) for path in sorted(GOLDEN.glob("*.tersor"))]
-        with TemporaryDirectory(prefix="tersor-fuzz-") as folder:
-            path = Path(folder) / "x.tersor"
-            write_tiny(path)
-            whole.append(_seed("tiny", path.read_bytes()))
-            path.unlink()
-            write_golden(path, "auto")
-            with writer(path.with_name("p.tersor"), parity=0.2) as target:
-                add(target, "t0", "u8", noise(20_000))
-                add(target, "t1", "bf16", weights((64, 64)))
-                add(target, "t2", "u4", symbols("u4", (31, 33)))
-                target.commit()
-            protected = _seed("protected", path.with_name("p.tersor").read_bytes())
+        path = folder / "seed.tersor"
+        write_tiny(path)
+        whole.append(_seed("tiny", path.read_bytes()))
+        path.unlink()
+        with writer(path, parity=0.2) as target:
+            add(target, "t0", "u8", noise(20_000))
+            add(target, "t1", "bf16", weights((64, 64)))
+            add(target, "t2", "u4", symbols("u4", (31, 33)))
+            target.commit()
+        protected = _seed("protected", path.read_bytes())
+        path.unlink()
         forge = Forge()
         small = [one for seed in whole for one in _planes(seed, forge)]
         return cls(

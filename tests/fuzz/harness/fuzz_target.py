@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from random import Random
 from typing import ClassVar
 
@@ -19,8 +20,8 @@ class Target(ABC):
     input: bytes | bytearray = b""
 
     @abstractmethod
-    def __init__(self, seeds: Seeds) -> None:
-        """Prepares what all cases begin with."""
+    def __init__(self, seeds: Seeds, folder: Path) -> None:
+        """Prepares what all cases begin with; `folder` is for files of one case at a time."""
 
     @abstractmethod
     def run(self, rng: Random) -> str:

@@ -7,11 +7,12 @@ import faulthandler
 import resource
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ctypes import c_longlong
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 
 from fuzz_cases import TARGET_NAMES, Cases, Share, Tally
@@ -34,6 +35,10 @@ class Mark:
     tally: Tally
 
 
+# What a process runs: it tells the pipe, and the number which case it is at.
+Work = Callable[[Share, Connection, c_longlong], None]
+
+
 class HangError(BaseException):
     """A case took too long; no `except Exception` of the code under test may hold it up."""
 
@@ -47,12 +52,18 @@ def work(share: Share, pipe: Connection, current: c_longlong) -> None:
         current: gets the number of the case that runs, for who finds this process dead.
     """
     faulthandler.enable()
-    cases = Cases()
-    _warm_up(cases)
+    with TemporaryDirectory(prefix="tersor-fuzz-") as folder:
+        cases = Cases(Path(folder))
+        _warm_up(cases)
+        _limit_memory()
+        signal.signal(signal.SIGALRM, _alarm)
+        _run(cases, share, pipe, current)
+    pipe.close()
+
+
+def _run(cases: Cases, share: Share, pipe: Connection, current: c_longlong) -> None:
     base = peak_bytes()
     allowed = base + SPARE_RESIDENT_BYTES
-    _limit_memory()
-    signal.signal(signal.SIGALRM, _alarm)
     tally = Tally()
     pipe.send(Mark(share.first - share.step, tally))
     sent = time.monotonic()
@@ -72,7 +83,6 @@ def work(share: Share, pipe: Connection, current: c_longlong) -> None:
             pipe.send(Mark(case, tally))
             tally = Tally()
             sent = time.monotonic()
-    pipe.close()
 
 
 def peak_bytes() -> int:
