@@ -62,7 +62,7 @@ class Tally:
         self.peak_growth_bytes = max(self.peak_growth_bytes, other.peak_growth_bytes)
 
     def fail(self, share: Share, case: int, what: str) -> None:
-        """Adds a failure that no exception tells of."""
+        """Adds a case that came to no outcome."""
         target = share.target(case)
         self.failures.append(Failure(case=case, target=target, what=what))
         self.outcomes[target, f"FOUND: {what}"] += 1

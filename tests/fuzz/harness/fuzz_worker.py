@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
 
-from fuzz_cases import TARGET_NAMES, Cases, Share, Tally
+from fuzz_cases import TARGET_NAMES, Cases, Failure, Share, Tally
 
 HANG_SECONDS = 10.0
 # Address space of a process beyond what it has before its first case: a host with a budget of
@@ -77,9 +77,11 @@ def _run(cases: Cases, share: Share, pipe: Connection, current: c_longlong) -> N
         peak = peak_bytes()
         tally.peak_growth_bytes = peak - base
         if peak > allowed:
-            tally.fail(share, case, f"takes {(peak - base) >> 20} MiB of memory")
+            what = f"takes {(peak - base) >> 20} MiB of memory"
+            tally.failures.append(Failure(case=case, target=share.target(case), what=what))
             allowed = peak + (64 << 20)
-        if time.monotonic() > sent + _REPORT_SECONDS or case + share.step >= share.end:
+        due = bool(tally.failures) or time.monotonic() > sent + _REPORT_SECONDS
+        if due or case + share.step >= share.end:
             pipe.send(Mark(case, tally))
             tally = Tally()
             sent = time.monotonic()
