@@ -53,12 +53,14 @@ class Forge:
         body = bytearray(pack_header())
         placed: dict[int, int] = {}
         for plane in value["planes"]:
-            aligned = False
+            first = True
             for chunk in _plane_chunks(plane):
                 old = chunk["offset"]
-                if old not in placed and not aligned:
-                    body += bytes(-len(body) % limits.PLANE_ALIGNMENT)
-                    aligned = True
+                if first and old not in placed:
+                    # A plane that was not aligned need not be.
+                    if old % limits.PLANE_ALIGNMENT == 0:
+                        body += bytes(-len(body) % limits.PLANE_ALIGNMENT)
+                    first = False
                 _place(body, chunk, placed, stored[old])
         for asset in value["assets"]:
             _place(body, asset["chunk"], placed, stored[asset["chunk"]["offset"]])
