@@ -63,6 +63,11 @@ def as_rows(x: Tensor) -> Tensor:
     return x if x.is_contiguous() else x.contiguous()
 
 
+def shaped_like(y: Tensor, x: Tensor) -> Tensor:
+    """Gives y [M, N] the leading dimensions of x [..., K], whose rows it comes from."""
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[-1])
+
+
 def check_indices(indices: Tensor, device: torch.device) -> None:
     """Checks the indices of an embedding lookup: int64 on the device of the weight."""
     check_tensor("indices", indices, dtypes=(torch.int64,), device=device, contiguous=False)

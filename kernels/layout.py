@@ -14,6 +14,9 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from tersor.kernels.checks import as_rows
+from tersor.kernels.gated.reference import gated
+
 Params = Mapping[str, str | int | float | bool | None]
 
 
@@ -68,11 +71,26 @@ class Layout(ABC):
     def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Multiplies: x [..., K] @ weight.T (+ bias [N]) -> [..., N], in x.dtype (fp32 or bf16)."""
 
+    def partials(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """`matmul` for a consumer that adds up: x [..., K] -> [S, M, N], whose sum over S is it.
+
+        float32, or x.dtype where S is 1; M counts the rows of x. A kernel that splits K then needs
+        no second one to add its parts.
+        """
+        return self.matmul(as_rows(x), bias)[None]
+
+    def gated(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+        """`matmul` and a gated activation: x [..., K] -> act(y[..., : N/2]) * y[..., N/2 :].
+
+        `activation` is one of `kernels.gated.ACTIVATIONS`.
+        """
+        return gated(self.matmul(x, bias), activation)
+
     @abstractmethod
     def rows(self, indices: Tensor, dtype: torch.dtype) -> Tensor:
         """Embedding lookup: indices [...] int64 -> [..., K] in `dtype`."""
 
-    def prepare(self, activations: torch.dtype) -> None:  # noqa: B027  # most have nothing to do  # most layouts have nothing to do
+    def prepare(self, activations: torch.dtype) -> None:  # noqa: B027  # most have nothing to do
         """Does now what the first `matmul` with such activations would do once.
 
         Afterwards `resident_bytes` is final for them. Optional: `matmul` never depends on it.

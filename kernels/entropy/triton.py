@@ -13,7 +13,7 @@ from torch import Tensor
 from tersor.kernels.checks import check_tensor
 from tersor.kernels.entropy.batch import BLOCK_FIELDS, ENDLESS_ROW, RansBatch, TableChoice
 from tersor.kernels.entropy.chunk import BLOCK_SYMBOLS, LANES, LOW, MAX_PRECISION, SYMBOL_DTYPES
-from tersor.kernels.splitk.triton import check_device, has_inline_asm
+from tersor.kernels.gemv.triton import check_device, has_inline_asm
 
 FIELDS = tl.constexpr(len(BLOCK_FIELDS))
 MAX_SYMBOLS = tl.constexpr(BLOCK_SYMBOLS)

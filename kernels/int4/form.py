@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from tersor.kernels.gemv.finish import Finish
 from tersor.kernels.int4.reference import SYMMETRIC_ZERO
 
 
@@ -30,8 +31,8 @@ class Planes:
 class Form(Protocol):
     """A packed int4 weight on its device. Immutable."""
 
-    def matmul(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """Multiplies x [M, K] contiguous, fp32 or bf16 -> [M, N] in x.dtype."""
+    def matmul(self, x: Tensor, bias: Tensor | None, finish: Finish) -> Tensor:
+        """Multiplies x [M, K] contiguous, fp32 or bf16: what `finish` says."""
         ...
 
     def dequantize(self) -> Tensor:

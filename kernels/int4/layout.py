@@ -15,8 +15,10 @@ from tersor.kernels.checks import (
     check_matrix_shape,
     check_operand,
     check_planes,
+    shaped_like,
 )
 from tersor.kernels.errors import LayoutError
+from tersor.kernels.gemv.finish import Finish, finish_of
 from tersor.kernels.int4 import cpu
 from tersor.kernels.int4.form import Form, Planes
 from tersor.kernels.int4.nibbles import NibblesForm
@@ -97,8 +99,17 @@ class Int4Layout(Layout):
     def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         n, k = self.shape
         check_operand(x, bias, n=n, k=k, device=self.device)
-        y = self._form.matmul(as_rows(x), bias)
-        return y if x.dim() == 2 else y.view(*x.shape[:-1], n)
+        return shaped_like(self._form.matmul(as_rows(x), bias, Finish.SUM), x)
+
+    def partials(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        n, k = self.shape
+        check_operand(x, bias, n=n, k=k, device=self.device)
+        return self._form.matmul(as_rows(x), bias, Finish.PARTIALS)
+
+    def gated(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+        n, k = self.shape
+        check_operand(x, bias, n=n, k=k, device=self.device)
+        return shaped_like(self._form.matmul(as_rows(x), bias, finish_of(activation, n)), x)
 
     def rows(self, indices: Tensor, dtype: torch.dtype) -> Tensor:
         check_indices(indices, self.device)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tersor.kernels.cpu import finished, gemm_dtype
+from tersor.kernels.gemv.finish import Finish, finish_product
 from tersor.kernels.int4 import reference
 from tersor.kernels.int4.form import Planes
 
@@ -42,14 +43,14 @@ class NibblesForm:
             zeros=None if planes.zeros is None else planes.zeros.contiguous(),
         )
 
-    def matmul(self, x: Tensor, bias: Tensor | None) -> Tensor:
+    def matmul(self, x: Tensor, bias: Tensor | None, finish: Finish) -> Tensor:
         dtype = torch.bfloat16 if x.is_cuda else gemm_dtype(x)
         wide_x = x.to(torch.bfloat16).to(dtype)  # rounded, as by every other form
         parts = [
             F.linear(wide_x, self._decode(slice(start, start + ROWS_AT_A_TIME)).to(dtype))
             for start in range(0, self.packed.shape[0], ROWS_AT_A_TIME)
         ]
-        return finished(torch.cat(parts, dim=1), bias, x.dtype)
+        return finish_product(finished(torch.cat(parts, dim=1), bias, x.dtype), finish)
 
     def dequantize(self) -> Tensor:
         return self._decode(slice(None))

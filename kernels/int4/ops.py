@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tersor.kernels.gemv.fake import fake_product
+from tersor.kernels.gemv.finish import Finish, finish_of, finish_product
 from tersor.kernels.int4 import cpu, packing
 
 LIBRARY = torch.library.Library("tersor", "FRAGMENT")
@@ -14,7 +16,7 @@ LIBRARY.define(
 )
 LIBRARY.define(
     "int4_matmul_words(Tensor x, Tensor words, Tensor scales, Tensor? zeros, int group, "
-    "Tensor? bias=None) -> Tensor"
+    "Tensor? bias=None, str finish='sum') -> Tensor"
 )
 
 
@@ -43,8 +45,10 @@ def _words_cpu(
     zeros: Tensor | None,
     group: int,
     bias: Tensor | None = None,
+    finish: str = "sum",
 ) -> Tensor:
-    return packing.matmul_words(x, words, scales, zeros, group, bias)
+    y = packing.matmul_words(x, words, scales, zeros, group, bias)
+    return finish_product(y, finish_of(finish, words.shape[0]))
 
 
 @torch.library.impl(LIBRARY, "int4_matmul_words", "CUDA")
@@ -55,10 +59,11 @@ def _words_cuda(
     zeros: Tensor | None,
     group: int,
     bias: Tensor | None = None,
+    finish: str = "sum",
 ) -> Tensor:
     from tersor.kernels.int4 import triton  # imports triton, which a CPU need not have
 
-    return triton.matmul(x, words, scales, zeros, group, bias)
+    return triton.matmul(x, words, scales, zeros, group, bias, finish_of(finish, words.shape[0]))
 
 
 def _words_fake(
@@ -68,9 +73,13 @@ def _words_fake(
     zeros: Tensor | None,
     group: int,
     bias: Tensor | None = None,
+    finish: str = "sum",
 ) -> Tensor:
-    del scales, zeros, group, bias  # the shape does not depend on them
-    return x.new_empty(x.shape[0], words.shape[0])
+    del scales, zeros, bias  # the shape does not depend on them
+    n, width = words.shape
+    bw = packing.block_words(group, x.shape[1])
+    assert bw is not None, "words are only packed for groups that fit blocks"
+    return fake_product(x, "int4", finish, n=n, steps=width // bw)
 
 
 torch.library.register_fake("tersor::int4_matmul_words", _words_fake, lib=LIBRARY)
@@ -94,11 +103,17 @@ def int4_matmul_tiles(
 
 
 def int4_matmul_words(
-    x: Tensor, words: Tensor, scales: Tensor, zeros: Tensor | None, group: int, bias: Tensor | None
+    x: Tensor,
+    words: Tensor,
+    scales: Tensor,
+    zeros: Tensor | None,
+    group: int,
+    bias: Tensor | None,
+    finish: Finish = Finish.SUM,
 ) -> Tensor:
-    """Multiplies x [M, K] contiguous (fp32 or bf16) by words, adds bias [N] -> [M, N] in x.dtype.
+    """Multiplies x [M, K] contiguous (fp32 or bf16) by words, adds bias [N]: what `finish` says.
 
     The arguments are those of the launcher (triton.py); on a CPU plain torch computes it.
     """
-    y: Tensor = torch.ops.tersor.int4_matmul_words(x, words, scales, zeros, group, bias)
+    y: Tensor = torch.ops.tersor.int4_matmul_words(x, words, scales, zeros, group, bias, finish)
     return y

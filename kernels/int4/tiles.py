@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tersor.kernels.gemv.finish import Finish, finish_product
 from tersor.kernels.int4 import cpu
 from tersor.kernels.int4.form import Planes
 from tersor.kernels.int4.ops import int4_matmul_tiles
@@ -42,8 +43,9 @@ class TilesForm:
         pairs = F.pad(pairs, (0, 0, 0, 0, 0, padded_n - n)).transpose(0, 1).contiguous()
         return cls(n=n, k=k, group=group, tiles=torch.cat(blocks), scale_offset=pairs)
 
-    def matmul(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        return int4_matmul_tiles(x, self.tiles, self.scale_offset, self.n, self.group, bias)
+    def matmul(self, x: Tensor, bias: Tensor | None, finish: Finish) -> Tensor:
+        y = int4_matmul_tiles(x, self.tiles, self.scale_offset, self.n, self.group, bias)
+        return finish_product(y, finish)
 
     def dequantize(self) -> Tensor:
         decoded = cpu.decode_tiles(*self._tiled(), torch.float32)  # [tiles, Kp, rows]

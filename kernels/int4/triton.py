@@ -10,21 +10,14 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.nn import functional as F
 
 from tersor.kernels.checks import ACTIVATION_DTYPES, check_tensor
-from tersor.kernels.cpu import finished
 from tersor.kernels.errors import LayoutError
+from tersor.kernels.gemv.config import GEMM_MIN_ROWS
+from tersor.kernels.gemv.finish import Finish, finished_like
+from tersor.kernels.gemv.launch import Product, decoded_product
+from tersor.kernels.gemv.triton import compute_dtype, has_inline_asm, store_tile, tile_rows
 from tersor.kernels.int4.packing import block_words
-from tersor.kernels.splitk.config import (
-    BN,
-    DECODED_ELEMENTS,
-    GEMM_MIN_ROWS,
-    NUM_STAGES,
-    NUM_WARPS,
-    tile_config,
-)
-from tersor.kernels.splitk.triton import compute_dtype, has_inline_asm, register_options, splitk_sum
 
 # Two neighbouring words to eight bf16 pairs, nibble j of both in pair j. bf16 0x4300 | q is 128 +
 # q, since the last bit of its 7-bit mantissa is worth 1 there; PRMT gathers the low (high) halves
@@ -72,23 +65,24 @@ def int4_matmul_kernel(
     scales_ptr,  # bf16 [groups, n]
     zeros_ptr,  # uint8 [groups, n], read if HAS_ZEROS
     bias_ptr,  # [n], read if HAS_BIAS
-    out_ptr,  # [splits, m, n]
+    out_ptr,  # see `store_tile`
     m,
     n,
     k,
     words,  # a multiple of BW
     groups,
     blocks_per_split,  # blocks of BW words
-    HAS_BIAS: tl.constexpr,  # only with one split
-    HAS_ZEROS: tl.constexpr,
-    EVEN_K: tl.constexpr,  # k is a multiple of 8 * BW: K needs no masks
-    USE_ASM: tl.constexpr,  # NVIDIA; its portable twin makes the same bits
+    HAS_BIAS: tl.constexpr,
+    GATE: tl.constexpr,
     COMPUTE: tl.constexpr,  # dtype of the products: bf16; fp32 in the interpreter, which lacks bf16
-    GROUP: tl.constexpr,  # columns per scale, a multiple of BW * SLICES; 0: one group
-    SLICES: tl.constexpr,  # nibble slices that surely share a scale: 1, 2, 4 or 8
     BM: tl.constexpr,
     BN: tl.constexpr,
     BW: tl.constexpr,
+    HAS_ZEROS: tl.constexpr,
+    EVEN_K: tl.constexpr,  # k is a multiple of 8 * BW: K needs no masks
+    USE_ASM: tl.constexpr,  # NVIDIA; its portable twin makes the same bits
+    GROUP: tl.constexpr,  # columns per scale, a multiple of BW * SLICES; 0: one group
+    SLICES: tl.constexpr,  # nibble slices that surely share a scale: 1, 2, 4 or 8
 ):
     """out[s, i, r] = sum over c in split s of w[r, c] * x[i, c] (+ bias[r]).
 
@@ -105,11 +99,10 @@ def int4_matmul_kernel(
     Grid: (m / BM, n / BN, splits): programs that read the same weights run together.
     """
     tokens = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
-    rows = tl.program_id(1).to(tl.int64) * BN + tl.arange(0, BN)
+    tile = tl.program_id(1)
     split = tl.program_id(2)
-    # Beyond the edge the last row or token is computed again and not stored: no masks in the loop.
-    row = tl.minimum(rows, n - 1)
-    token = tl.minimum(tokens, m - 1)
+    row = tile_rows(tile, n, GATE, BN)
+    token = tl.minimum(tokens, m - 1)  # as for rows: the last is computed again, not stored
     lanes = tl.arange(0, BW)
     first = split * blocks_per_split
     last = tl.minimum(first + blocks_per_split, words // BW)
@@ -150,11 +143,7 @@ def int4_matmul_kernel(
                 total = tl.dot(raised, x, total)
                 x_total = tl.dot(ones, x, x_total)
             acc += (total - offset * x_total) * scale
-    if HAS_BIAS:
-        acc += tl.load(bias_ptr + row).to(tl.float32)[:, None]
-    out_ptrs = out_ptr + (split.to(tl.int64) * m + tokens[None, :]) * n + rows[:, None]
-    inside = (rows < n)[:, None] & (tokens < m)[None, :]
-    tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=inside)
+    store_tile(acc, row, tokens, bias_ptr, out_ptr, tile, split, m, n, HAS_BIAS, GATE, BN, BM)
 
 
 @triton.jit
@@ -201,7 +190,13 @@ def int4_decode_kernel(
 
 
 def matmul(
-    x: Tensor, words: Tensor, scales: Tensor, zeros: Tensor | None, group: int, bias: Tensor | None
+    x: Tensor,
+    words: Tensor,
+    scales: Tensor,
+    zeros: Tensor | None,
+    group: int,
+    bias: Tensor | None,
+    finish: Finish = Finish.SUM,
 ) -> Tensor:
     """Computes x @ weight.T + bias on a GPU (or in Triton's interpreter).
 
@@ -212,9 +207,11 @@ def matmul(
         zeros: uint8 [G, N], or None for 8 everywhere.
         group: columns per scale, one that `block_words` takes.
         bias: [N] or None.
+        finish: what is returned.
 
     Returns:
-        [M, N] in x.dtype. From GEMM_MIN_ROWS rows on the weight is decoded once, for cuBLAS.
+        [M, N] in x.dtype, or what `finish` says. From GEMM_MIN_ROWS rows on the weight is decoded
+        once, for cuBLAS.
 
     Raises:
         LayoutError: an argument has another shape, dtype or device, or is not contiguous.
@@ -225,18 +222,17 @@ def matmul(
     n = words.shape[0]
     if bias is not None:
         check_tensor("bias", bias, shape=(n,), device=x.device)
-    out = torch.empty(m, n, dtype=x.dtype, device=x.device)
     if m == 0:
-        return out
-    x = x.to(torch.bfloat16)
+        return finished_like(x, finish, n, splits=1)
     if m < GEMM_MIN_ROWS:
-        _launch(x, words, scales, zeros, group, bias, out)
-        return out
-    rows = max(1, DECODED_ELEMENTS // k)
-    for start in range(0, n, rows):
-        weight = decode(words, scales, zeros, group, k, torch.bfloat16, start, start + rows)
-        out[:, start : start + rows] = F.linear(x, weight)
-    return finished(out, bias, out.dtype)
+        return product(words, scales, zeros, group, k).launch(x, bias, finish)
+    return decoded_product(
+        x,
+        n,
+        bias,
+        finish,
+        lambda start, stop: decode(words, scales, zeros, group, k, torch.bfloat16, start, stop),
+    )
 
 
 def decode(
@@ -290,53 +286,29 @@ def tile_heights(slices: int) -> tuple[int, ...]:
     return (8,) if slices == 1 else (8, 16)
 
 
-def _launch(
-    x: Tensor,
-    words: Tensor,
-    scales: Tensor,
-    zeros: Tensor | None,
-    group: int,
-    bias: Tensor | None,
-    out: Tensor,
-) -> None:
-    m, k = x.shape
-    n = words.shape[0]
+def product(words: Tensor, scales: Tensor, zeros: Tensor | None, group: int, k: int) -> Product:
+    """The kernel bound to a weight of k columns."""
+    n, width = words.shape
     bw = block_words(group, k)
     slices = slices_per_scale(group, bw, k)
-    config = tile_config(m=m, n=n, steps=words.shape[1] // bw, bms=tile_heights(slices))
-    split = config.splits > 1
-    target = out
-    if split:
-        target = torch.empty(config.splits, m, n, dtype=torch.float32, device=x.device)
-    int4_matmul_kernel[(triton.cdiv(m, config.bm), triton.cdiv(n, BN), config.splits)](
-        x,
-        words,
-        scales,
-        scales if zeros is None else zeros,
-        scales if bias is None else bias,
-        target,
-        m,
-        n,
-        k,
-        words.shape[1],
-        scales.shape[0],
-        config.steps_per_split,
-        HAS_BIAS=bias is not None and not split,
-        HAS_ZEROS=zeros is not None,
-        EVEN_K=k % (8 * bw) == 0,
-        USE_ASM=has_inline_asm(x.device),
-        COMPUTE=compute_dtype(x.device),
-        GROUP=0 if group >= k else group,
-        SLICES=slices,
-        BM=config.bm,
-        BN=BN,
-        BW=bw,
-        num_warps=NUM_WARPS,
-        num_stages=NUM_STAGES,
-        **register_options(x.device),
+    return Product(
+        kernel=int4_matmul_kernel,
+        name="int4",
+        n=n,
+        k=k,
+        steps=width // bw,
+        bms=tile_heights(slices),
+        weights=(words, scales, scales if zeros is None else zeros),
+        sizes=(width, scales.shape[0]),
+        constants={
+            "BW": bw,
+            "HAS_ZEROS": zeros is not None,
+            "EVEN_K": k % (8 * bw) == 0,
+            "USE_ASM": has_inline_asm(words.device),
+            "GROUP": 0 if group >= k else group,
+            "SLICES": slices,
+        },
     )
-    if split:
-        splitk_sum(target, bias, out)
 
 
 def _check_weight(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tersor.kernels.gemv.finish import Finish
 from tersor.kernels.int4.form import Planes
 from tersor.kernels.int4.ops import int4_matmul_words
 from tersor.kernels.int4.packing import dequantize_words, pack_words
@@ -36,8 +37,8 @@ class WordsForm:
             zeros=None if zeros is None else zeros.T.contiguous(),
         )
 
-    def matmul(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        return int4_matmul_words(x, self.words, self.scales, self.zeros, self.group, bias)
+    def matmul(self, x: Tensor, bias: Tensor | None, finish: Finish) -> Tensor:
+        return int4_matmul_words(x, self.words, self.scales, self.zeros, self.group, bias, finish)
 
     def dequantize(self) -> Tensor:
         return dequantize_words(self.words, self.scales, self.zeros, self.group, self.k)

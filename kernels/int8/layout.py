@@ -15,8 +15,10 @@ from tersor.kernels.checks import (
     check_matrix_shape,
     check_operand,
     check_planes,
+    shaped_like,
 )
 from tersor.kernels.errors import LayoutError
+from tersor.kernels.gemv.finish import Finish, finish_of
 from tersor.kernels.int8 import reference
 from tersor.kernels.int8.ops import int8_matmul
 from tersor.kernels.int8.packing import pack
@@ -77,8 +79,18 @@ class Int8Layout(Layout):
     def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         n, k = self.shape
         check_operand(x, bias, n=n, k=k, device=self.device)
-        y = int8_matmul(as_rows(x), self._codes, self._scales, bias)
-        return y if x.dim() == 2 else y.view(*x.shape[:-1], n)
+        return shaped_like(int8_matmul(as_rows(x), self._codes, self._scales, bias), x)
+
+    def partials(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        n, k = self.shape
+        check_operand(x, bias, n=n, k=k, device=self.device)
+        return int8_matmul(as_rows(x), self._codes, self._scales, bias, Finish.PARTIALS)
+
+    def gated(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+        n, k = self.shape
+        check_operand(x, bias, n=n, k=k, device=self.device)
+        finish = finish_of(activation, n)
+        return shaped_like(int8_matmul(as_rows(x), self._codes, self._scales, bias, finish), x)
 
     def rows(self, indices: Tensor, dtype: torch.dtype) -> Tensor:
         check_indices(indices, self.device)

@@ -9,6 +9,7 @@ from tersor.kernels.cpu import padded_columns
 # torch's CPU kernel reads K in vectors of 16 without looking where a row ends; on a GPU rows of
 # whole 32-byte sectors let every load be a vector.
 K_MULTIPLE = 32
+BK = 128  # columns of a step of the GPU kernel
 
 
 def padded_k(k: int) -> int:

@@ -6,22 +6,14 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.nn import functional as F
 
 from tersor.kernels.checks import ACTIVATION_DTYPES, check_tensor
-from tersor.kernels.cpu import finished
-from tersor.kernels.int8.packing import padded_k
-from tersor.kernels.splitk.config import (
-    BN,
-    DECODED_ELEMENTS,
-    GEMM_MIN_ROWS,
-    NUM_STAGES,
-    NUM_WARPS,
-    tile_config,
-)
-from tersor.kernels.splitk.triton import compute_dtype, register_options, splitk_sum
+from tersor.kernels.gemv.config import GEMM_MIN_ROWS
+from tersor.kernels.gemv.finish import Finish, finished_like
+from tersor.kernels.gemv.launch import Product, decoded_product
+from tersor.kernels.gemv.triton import store_tile, tile_rows
+from tersor.kernels.int8.packing import BK, padded_k
 
-BK = 128
 BMS = (8, 16, 32)
 
 
@@ -31,18 +23,19 @@ def int8_matmul_kernel(
     codes_ptr,  # int8 [n, padded_k], zero beyond k
     scales_ptr,  # bf16 [n]
     bias_ptr,  # [n], read if HAS_BIAS
-    out_ptr,  # [splits, m, n]
+    out_ptr,  # see `store_tile`
     m,
     n,
     k,
     padded_k,
-    k_per_split,  # a multiple of BK
-    HAS_BIAS: tl.constexpr,  # only with one split
-    EVEN_K: tl.constexpr,  # k is a multiple of BK: K needs no masks
+    steps_per_split,  # of BK columns
+    HAS_BIAS: tl.constexpr,
+    GATE: tl.constexpr,
     COMPUTE: tl.constexpr,  # dtype of the products: bf16; fp32 in the interpreter, which lacks bf16
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
+    EVEN_K: tl.constexpr,  # k is a multiple of BK: K needs no masks
 ):
     """out[s, i, r] = scales[r] * sum over c in split s of codes[r, c] * x[i, c] (+ bias[r]).
 
@@ -51,14 +44,13 @@ def int8_matmul_kernel(
     Grid: (m / BM, n / BN, splits): programs that read the same weights run together.
     """
     tokens = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
-    rows = tl.program_id(1).to(tl.int64) * BN + tl.arange(0, BN)
+    tile = tl.program_id(1)
     split = tl.program_id(2)
-    # Beyond the edge the last row or token is computed again and not stored: no masks in the loop.
-    row = tl.minimum(rows, n - 1)
-    token = tl.minimum(tokens, m - 1)
+    row = tile_rows(tile, n, GATE, BN)
+    token = tl.minimum(tokens, m - 1)  # as for rows: the last is computed again, not stored
     columns = tl.arange(0, BK)
-    first = split * k_per_split
-    last = tl.minimum(first + k_per_split, padded_k)
+    first = split * steps_per_split * BK
+    last = tl.minimum(first + steps_per_split * BK, padded_k)
     codes_ptrs = codes_ptr + row[:, None] * padded_k + columns[None, :]
     x_ptrs = x_ptr + token[None, :] * k + columns[:, None]
     acc = tl.zeros((BN, BM), dtype=tl.float32)
@@ -73,14 +65,12 @@ def int8_matmul_kernel(
             x = tl.load(x_ptrs + start, mask=x_mask, other=0.0)
         acc = tl.dot(codes.to(COMPUTE), x.to(COMPUTE), acc)
     acc *= tl.load(scales_ptr + row).to(tl.float32)[:, None]
-    if HAS_BIAS:
-        acc += tl.load(bias_ptr + row).to(tl.float32)[:, None]
-    out_ptrs = out_ptr + (split.to(tl.int64) * m + tokens[None, :]) * n + rows[:, None]
-    inside = (rows < n)[:, None] & (tokens < m)[None, :]
-    tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=inside)
+    store_tile(acc, row, tokens, bias_ptr, out_ptr, tile, split, m, n, HAS_BIAS, GATE, BN, BM)
 
 
-def matmul(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+def matmul(
+    x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None, finish: Finish = Finish.SUM
+) -> Tensor:
     """Computes x @ (codes * scales[:, None]).T + bias on a GPU (or in Triton's interpreter).
 
     Args:
@@ -88,9 +78,11 @@ def matmul(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Ten
         codes: int8 [N, padded_k(K)] contiguous, zero beyond K.
         scales: bf16 [N].
         bias: [N] or None.
+        finish: what is returned.
 
     Returns:
-        [M, N] in x.dtype. From GEMM_MIN_ROWS rows on the codes are decoded once, for cuBLAS.
+        [M, N] in x.dtype, or what `finish` says. From GEMM_MIN_ROWS rows on the codes are decoded
+        once, for cuBLAS.
 
     Raises:
         LayoutError: an argument has another shape, dtype or device, or is not contiguous.
@@ -102,49 +94,26 @@ def matmul(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Ten
     check_tensor("scales", scales, shape=(n,), dtypes=(torch.bfloat16,), device=x.device)
     if bias is not None:
         check_tensor("bias", bias, shape=(n,), device=x.device)
-    out = torch.empty(m, n, dtype=x.dtype, device=x.device)
     if m == 0:
-        return out
-    x = x.to(torch.bfloat16)
+        return finished_like(x, finish, n, splits=1)
     if m < GEMM_MIN_ROWS:
-        _launch(x, codes, scales, bias, out)
-        return out
-    rows = max(1, DECODED_ELEMENTS // k)
-    for start in range(0, n, rows):
-        block = slice(start, start + rows)
-        y = F.linear(x, codes[block, :k].to(torch.bfloat16)).to(torch.float32) * scales[block]
-        out[:, block] = finished(y, None if bias is None else bias[block], out.dtype)
-    return out
-
-
-def _launch(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None, out: Tensor) -> None:
-    m, k = x.shape
-    n = codes.shape[0]
-    config = tile_config(m=m, n=n, steps=triton.cdiv(codes.shape[1], BK), bms=BMS)
-    split = config.splits > 1
-    target = out
-    if split:
-        target = torch.empty(config.splits, m, n, dtype=torch.float32, device=x.device)
-    int8_matmul_kernel[(triton.cdiv(m, config.bm), triton.cdiv(n, BN), config.splits)](
-        x,
-        codes,
-        scales,
-        scales if bias is None else bias,
-        target,
-        m,
-        n,
-        k,
-        codes.shape[1],
-        config.steps_per_split * BK,
-        HAS_BIAS=bias is not None and not split,
-        EVEN_K=k % BK == 0,
-        COMPUTE=compute_dtype(x.device),
-        BM=config.bm,
-        BN=BN,
-        BK=BK,
-        num_warps=NUM_WARPS,
-        num_stages=NUM_STAGES,
-        **register_options(x.device),
+        return product(codes, scales, k).launch(x, bias, finish)
+    return decoded_product(
+        x, n, bias, finish, lambda start, stop: codes[start:stop, :k].to(torch.bfloat16), scales
     )
-    if split:
-        splitk_sum(target, bias, out)
+
+
+def product(codes: Tensor, scales: Tensor, k: int) -> Product:
+    """The kernel bound to a weight of k columns."""
+    n, width = codes.shape
+    return Product(
+        kernel=int8_matmul_kernel,
+        name="int8",
+        n=n,
+        k=k,
+        steps=triton.cdiv(width, BK),
+        bms=BMS,
+        weights=(codes, scales),
+        sizes=(width,),
+        constants={"BK": BK, "EVEN_K": k % BK == 0},
+    )

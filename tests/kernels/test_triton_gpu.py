@@ -8,10 +8,10 @@ from kernel_cases import TOLERANCES, Int4Case, Int8Case, activations, assert_mat
 from poison import poisoned_memory
 
 from tersor.kernels.dense import DenseLayout
+from tersor.kernels.gemv.config import GEMM_MIN_ROWS
 from tersor.kernels.int4 import Int4Layout
 from tersor.kernels.int4.words import WordsForm
 from tersor.kernels.int8 import Int8Layout
-from tersor.kernels.splitk.config import GEMM_MIN_ROWS
 
 pytestmark = [
     pytest.mark.gpu,

@@ -14,7 +14,7 @@ from tersor.kernels.int8 import triton as int8
 CASES = Path(__file__).parent / "interpreted"
 
 
-@pytest.mark.parametrize("name", ["cases.py", "entropy_cases.py"])
+@pytest.mark.parametrize("name", sorted(path.name for path in CASES.glob("*_cases.py")))
 def test_kernels_agree_with_their_references_under_the_interpreter(name: str) -> None:
     run = subprocess.run(
         [sys.executable, "-m", "pytest", str(CASES / name), "-q", "-x", "-p", "no:cacheprovider"],

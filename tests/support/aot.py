@@ -1,19 +1,31 @@
-"""Compiles Triton kernels for NVIDIA GPUs without one, and counts what came out."""
+"""Compiles Triton kernels for GPUs without one, and holds what came out against budgets.
+
+A spill, or a loop that grew, is a slower kernel on every GPU: this is where it shows first. Each
+module of tests/kernels/aot lists its kernels and calls `budget_tests`; the budgets stand beside it,
+in a TOML file of its name. After a change that is worth its cost, write the new numbers there.
+"""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+GENERATIONS = (80, 90, 100)
+AMD = "gfx942"
+# An H100's 227 KiB of shared memory hold four programs at least.
+SHARED_BYTES = 56 * 1024
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -31,6 +43,11 @@ class Kernel:
     weights_per_step: int = 0  # weights (symbols) that one program decodes in one loop step
     main: str = "MMA"  # what the instructions of the main loop, and of no other, include
 
+    @property
+    def portable(self) -> bool:
+        """Whether no instruction in it is NVIDIA's alone."""
+        return not self.constants.get("USE_ASM", False)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
@@ -44,17 +61,53 @@ class Machine:
     )
 
 
+def budget_tests(kernels: Mapping[str, Kernel], module: str) -> tuple[Callable[..., None], ...]:
+    """Tests of `kernels` against the budgets beside `module` (its __file__).
+
+    Returns the tests of NVIDIA's machine code, of AMD's, and of the budgets being complete.
+    """
+    budgets = tomllib.loads(Path(module).with_suffix(".toml").read_text(encoding="utf-8"))
+    portable = sorted(name for name, kernel in kernels.items() if kernel.portable)
+
+    @pytest.mark.parametrize("sm", GENERATIONS)
+    @pytest.mark.parametrize("name", sorted(kernels))
+    def test_machine_code_stays_within_its_budget(name: str, sm: int, tmp_path: Path) -> None:
+        with _cache(tmp_path):
+            machine = build(kernels[name], sm)
+        budget = budgets[name]
+        assert machine.spilled_bytes == 0, f"{machine.spilled_bytes} bytes of registers spilled"
+        assert machine.registers <= budget["registers"]
+        assert machine.instructions_per_weight <= budget.get("instructions_per_weight", 0)
+        assert machine.shared_bytes <= SHARED_BYTES
+
+    @pytest.mark.parametrize("name", portable)
+    def test_amd_machine_code_does_not_spill(name: str, tmp_path: Path) -> None:
+        with _cache(tmp_path):
+            machine = build_amd(kernels[name])
+        assert machine.spilled_bytes == 0, f"{machine.spilled_bytes} bytes of registers spilled"
+
+    def test_every_kernel_has_a_budget() -> None:
+        assert sorted(budgets) == sorted(kernels)
+
+    return (
+        test_machine_code_stays_within_its_budget,
+        test_amd_machine_code_does_not_spill,
+        test_every_kernel_has_a_budget,
+    )
+
+
+@contextmanager
+def _cache(folder: Path) -> Iterator[None]:
+    """Compiled kernels of a test run leave no trace in the user's cache."""
+    with triton.knobs.cache.scope():
+        triton.knobs.cache.dir = str(folder)
+        yield
+
+
 def build(kernel: Kernel, sm: int) -> Machine:
     """Compiles `kernel` for compute capability `sm` (80, 90, 100) and measures its machine code."""
-    names = kernel.function.arg_names
-    source = ASTSource(
-        kernel.function,
-        signature={name: kernel.types.get(name, "constexpr") for name in names},
-        constexprs={(names.index(name),): value for name, value in kernel.constants.items()},
-        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in kernel.aligned},
-    )
     compiled = triton.compile(
-        source, target=GPUTarget("cuda", sm, 32), options=dict(kernel.options)
+        _source(kernel), target=GPUTarget("cuda", sm, 32), options=dict(kernel.options)
     )
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
@@ -69,6 +122,30 @@ def build(kernel: Kernel, sm: int) -> Machine:
         spilled_bytes=counts["STACK"] + counts["LOCAL"],
         shared_bytes=compiled.metadata.shared,
         instructions_per_weight=loop * lanes / max(1, kernel.weights_per_step),
+    )
+
+
+def build_amd(kernel: Kernel) -> Machine:
+    """Compiles `kernel` for AMD's gfx942 (MI300); its instructions are not counted."""
+    options = {name: value for name, value in kernel.options.items() if name != "maxnreg"}
+    compiled = triton.compile(_source(kernel), target=GPUTarget("hip", AMD, 64), options=options)
+    assembly = compiled.asm["amdgcn"]
+    counts = {key: int(value) for key, value in re.findall(r"\.([sv]gpr_\w+):\s+(\d+)", assembly)}
+    return Machine(
+        registers=counts["vgpr_count"],
+        spilled_bytes=4 * (counts["vgpr_spill_count"] + counts["sgpr_spill_count"]),
+        shared_bytes=compiled.metadata.shared,
+        instructions_per_weight=0.0,
+    )
+
+
+def _source(kernel: Kernel) -> ASTSource:
+    names = kernel.function.arg_names
+    return ASTSource(
+        kernel.function,
+        signature={name: kernel.types.get(name, "constexpr") for name in names},
+        constexprs={(names.index(name),): value for name, value in kernel.constants.items()},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in kernel.aligned},
     )
 
 

@@ -13,12 +13,16 @@ from poison import poisoned_memory
 from torch import Tensor
 
 from tersor.kernels.errors import LayoutError
+from tersor.kernels.gated import ACTIVATIONS, gated
+from tersor.kernels.gated.triton import gated_sum
+from tersor.kernels.gemv import launch
+from tersor.kernels.gemv.config import GEMM_MIN_ROWS
+from tersor.kernels.gemv.finish import Finish, finish_of
+from tersor.kernels.gemv.triton import splitk_sum
 from tersor.kernels.int4 import triton as int4
 from tersor.kernels.int4.packing import block_words, pack_words
 from tersor.kernels.int8 import triton as int8
 from tersor.kernels.int8.packing import pack
-from tersor.kernels.splitk.config import GEMM_MIN_ROWS
-from tersor.kernels.splitk.triton import splitk_sum
 
 ODD_SHAPES = [(1, 1), (3, 7), (63, 129), (129, 63)]
 SPLIT_SHAPE = (3, 2100)  # nine blocks of words and seventeen steps of codes: K is split
@@ -69,8 +73,7 @@ def test_int4_matmul_with_k_split(m: int) -> None:
 
 
 def test_many_rows_decode_the_weight_once_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (int8, int4):
-        monkeypatch.setattr(module, "DECODED_ELEMENTS", 40 * 33)
+    monkeypatch.setattr(launch, "DECODED_ELEMENTS", 40 * 33)
     eight, four = Int8Case.random(70, 40), Int4Case.random(70, 40, group=32, symmetric=False)
     x, bias = activations(GEMM_MIN_ROWS, 40), activations(1, 70, seed=3)[0]
     with poisoned_memory():
@@ -115,11 +118,40 @@ def test_splitk_sum_adds_in_order() -> None:
     partials = (
         activations(3 * 7 * 500, 1).view(3, 7, 500) * torch.tensor([1e6, 1.0, -1e6])[:, None, None]
     )
-    bias = activations(1, 500, seed=4)[0]
     with poisoned_memory():
-        out = torch.empty(7, 500)
-    splitk_sum(partials, bias, out)
-    assert torch.equal(out, ((partials[0] + partials[1]) + partials[2]) + bias)
+        out = splitk_sum(partials, torch.float32)
+    assert torch.equal(out, (partials[0] + partials[1]) + partials[2])
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("splits", [1, 3])
+def test_gated_sum(activation: str, splits: int) -> None:
+    partials = activations(splits * 3, 2 * 300).view(splits, 3, 600)
+    with poisoned_memory():
+        out = gated_sum(partials, activation, torch.float32)
+    torch.testing.assert_close(out, gated(partials.sum(0), activation))
+
+
+@pytest.mark.parametrize("finish", ["partials", *ACTIVATIONS])
+@pytest.mark.parametrize(("n", "k"), [(6, 40), (130, 96), (6, 2100)])
+def test_finishes(n: int, k: int, finish: str) -> None:
+    eight, four = Int8Case.random(n, k), Int4Case.random(n, k, group=32, symmetric=False)
+    # Small: exp overflows into a warning in the interpreter, not on a GPU.
+    x, bias = activations(3, k) * 2**-14, activations(1, n, seed=3)[0]
+    codes = pack(eight.codes)
+    kind = finish_of(finish, n)
+    with poisoned_memory():
+        whole = (int8.matmul(x, codes, eight.scales, bias), int4.matmul(x, *_words(four), bias))
+        got = (
+            int8.matmul(x, codes, eight.scales, bias, kind),
+            int4.matmul(x, *_words(four), bias, kind),
+        )
+    for y, result in zip(whole, got, strict=True):
+        if kind is Finish.PARTIALS:
+            assert (result.shape[0] > 1) == (k == 2100)
+            torch.testing.assert_close(result.sum(0), y)
+        else:
+            torch.testing.assert_close(result, gated(y, finish))
 
 
 def test_launchers_name_the_argument_that_does_not_fit() -> None:
