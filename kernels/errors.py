@@ -7,3 +7,7 @@ class LayoutError(ValueError):
 
 class CorruptChunkError(ValueError):
     """An entropy-coded chunk is well formed, but its words do not decode."""
+
+
+class TuningError(ValueError):
+    """A tuning table is broken: the message names file, key, got, expected and what to do."""

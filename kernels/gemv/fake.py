@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tersor.kernels.gemv.config import GEMM_MIN_ROWS, tile_config
+from tersor.kernels.gemv.config import GEMM_MIN_ROWS, partial_count
 from tersor.kernels.gemv.finish import finish_of, finished_like
 
 
@@ -16,5 +16,6 @@ def fake_product(x: Tensor, kernel: str, finish: str, *, n: int, steps: int) -> 
     m, k = x.shape
     splits = 1
     if x.device.type != "cpu" and m < GEMM_MIN_ROWS:
-        splits = tile_config(kernel, m=m, n=n, k=k, steps=steps, bms=(8,), device=x.device).splits
+        # Sizes of a weight are never symbolic; as integers they can be looked up.
+        splits = partial_count(kernel, n=int(n), k=int(k), steps=int(steps), device=x.device)
     return finished_like(x, finish_of(finish, n), n, splits)

@@ -6,9 +6,9 @@ gives a vector of rows. torch does not document this order; `tile_rows` probes i
 is not offered where it differs. Scales and offsets are pairs (s, (8 - z) * s) in bf16,
 w = (code - 8) * s + offset.
 
-Up to PACKED_MAX_ROWS rows torch's packed kernel reads the tiles; each row's result has the same
-bits whatever the batch. Above it tiles are decoded once per call, a few at a time, and multiplied
-in fp32 (bf16 where the CPU has it).
+Up to `packed_max_rows` (crossover.py) rows torch's packed kernel reads the tiles; each row's result
+has the same bits whatever the batch. Above it tiles are decoded once per call, a few at a time, and
+multiplied in fp32 (bf16 where the CPU has it).
 """
 
 from __future__ import annotations
@@ -19,11 +19,9 @@ import torch
 from torch import Tensor
 
 from tersor.kernels.cpu import finished, gemm_dtype, padded_columns
+from tersor.kernels.crossover import Path, path_of
 
 OP_GROUPS = (256, 128, 64, 32)  # what the packed kernel takes
-# Break-even at 14336x4096, one thread (benchmarks/cpu_matmul.py): 104 ms packed and 102 ms decoded
-# for 64 rows, 159 and 128 ms for 96.
-PACKED_MAX_ROWS = 64
 TILES_AT_A_TIME = 4  # 4 x 64 rows x 4096 columns decoded to fp32 are 4 MiB, in cache for the matmul
 
 
@@ -60,7 +58,7 @@ def matmul(
 ) -> Tensor:
     """Multiplies x [M, K] fp32 or bf16 by the weight of a TilesForm -> [M, n] in x.dtype."""
     x = padded_columns(x, tiles.shape[1] * 2)
-    if x.shape[0] > PACKED_MAX_ROWS:
+    if path_of("int4", x.shape[0]) is Path.DECODED:
         y = _decoded_matmul(x, tiles, scale_offset)[:, :n]
     else:
         packed = torch.ops.aten._weight_int4pack_mm_for_cpu  # noqa: SLF001

@@ -37,7 +37,7 @@ class Int4Layout(Layout):
 
     `matmul` rounds fp32 activations to bf16. On the CPU (8 - zero) * scale is held in bf16, so an
     asymmetric weight may differ from its definition by up to 1/64 of a step; results for up to
-    `cpu.PACKED_MAX_ROWS` rows have the same bits whatever the number of rows.
+    `packed_max_rows` (crossover.py) rows have the same bits whatever the number of rows.
     """
 
     name: ClassVar[str] = "int4"

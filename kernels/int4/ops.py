@@ -75,11 +75,12 @@ def _words_fake(
     bias: Tensor | None = None,
     finish: str = "sum",
 ) -> Tensor:
-    del scales, zeros, bias  # the shape does not depend on them
+    del scales, bias  # the shape does not depend on them
     n, width = words.shape
     bw = packing.block_words(group, x.shape[1])
     assert bw is not None, "words are only packed for groups that fit blocks"
-    return fake_product(x, "int4", finish, n=n, steps=width // bw)
+    name = packing.kernel_name(group, x.shape[1], zeros=zeros is not None)
+    return fake_product(x, name, finish, n=n, steps=width // bw)
 
 
 torch.library.register_fake("tersor::int4_matmul_words", _words_fake, lib=LIBRARY)
@@ -91,7 +92,7 @@ def int4_matmul_tiles(
     """Multiplies x [M, K] contiguous (fp32 or bf16) by tiles on a CPU, adds bias [n] -> [M, n].
 
     Args:
-        x: rounded to bf16 up to PACKED_MAX_ROWS rows; the result is in x.dtype.
+        x: rounded to bf16 up to `packed_max_rows` (crossover.py) rows; the result is in x.dtype.
         tiles: uint8 [Np, Kp/2] and
         scale_offset: bf16 [Kp/group, Np, 2] as TilesForm packs them.
         n: rows of the weight without padding.

@@ -28,6 +28,12 @@ def block_words(group: int, k: int) -> int | None:
     return 16 if group % 16 == 0 else None
 
 
+def kernel_name(group: int, k: int, *, zeros: bool) -> str:
+    """By which tuning tables know the kernel: its registers depend on all of these."""
+    scales = "row" if group >= k else f"g{group}"
+    return f"int4.{scales}.zeros" if zeros else f"int4.{scales}"
+
+
 def pack_words(codes: Tensor, bw: int) -> Tensor:
     """Packs codes uint8 0..15 [N, K] to int32 [N, W], W = ceil(K / 8BW) * BW, zero beyond K."""
     n, k = codes.shape

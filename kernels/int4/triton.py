@@ -17,7 +17,7 @@ from tersor.kernels.gemv.config import GEMM_MIN_ROWS
 from tersor.kernels.gemv.finish import Finish, finished_like
 from tersor.kernels.gemv.launch import Product, decoded_product
 from tersor.kernels.gemv.triton import compute_dtype, has_inline_asm, store_tile, tile_rows
-from tersor.kernels.int4.packing import block_words
+from tersor.kernels.int4.packing import block_words, kernel_name
 
 # Two neighbouring words to eight bf16 pairs, nibble j of both in pair j. bf16 0x4300 | q is 128 +
 # q, since the last bit of its 7-bit mantissa is worth 1 there; PRMT gathers the low (high) halves
@@ -293,7 +293,7 @@ def product(words: Tensor, scales: Tensor, zeros: Tensor | None, group: int, k: 
     slices = slices_per_scale(group, bw, k)
     return Product(
         kernel=int4_matmul_kernel,
-        name="int4",
+        name=kernel_name(group, k, zeros=zeros is not None),
         n=n,
         k=k,
         steps=width // bw,

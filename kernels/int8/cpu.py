@@ -1,8 +1,9 @@
 """CPU path of the `int8` layout.
 
-Up to PACKED_MAX_ROWS rows torch's packed kernel reads the codes as they are: a quarter of the bytes
-of fp32, and each row's result has the same bits whatever the batch. Above it the codes are widened
-once per call, block by block in cache, and an ordinary matmul amortizes that over the rows.
+Up to `packed_max_rows` (crossover.py) rows torch's packed kernel reads the codes as they are: a
+quarter of the bytes of fp32, and each row's result has the same bits whatever the batch. Above it
+the codes are widened once per call, block by block in cache, and an ordinary matmul amortizes that
+over the rows.
 """
 
 from __future__ import annotations
@@ -12,17 +13,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tersor.kernels.cpu import finished, gemm_dtype, padded_columns
+from tersor.kernels.crossover import Path, path_of
 
-# Break-even at 14336x4096, one thread (benchmarks/cpu_matmul.py): 57 ms packed and 55 ms widened
-# for 32 rows, 84 and 68 ms for 48. Decode batches up to 32 keep their bits whatever the batch.
-PACKED_MAX_ROWS = 32
 # Rows of codes widened at a time: 256 x 4096 in fp32 is 4 MiB, which stays in cache for the matmul.
 WIDENED_ROWS = 256
 
 
 def matmul(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
     """Multiplies x [M, K] fp32 or bf16 by codes int8 [N, Kp] * scales bf16 [N] -> [M, N]."""
-    if x.shape[0] > PACKED_MAX_ROWS:
+    if path_of("int8", x.shape[0]) is Path.DECODED:
         return _widened_matmul(x, codes, scales, bias)
     y = torch._weight_int8pack_mm(  # noqa: SLF001  # the only way to it
         padded_columns(x.to(torch.bfloat16), codes.shape[1]), codes, scales

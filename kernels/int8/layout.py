@@ -28,8 +28,9 @@ from tersor.kernels.layout import Layout, Params, PlaneSpec
 class Int8Layout(Layout):
     """w = codes * scales: planes `codes` i8 [N, K] and `scales` bf16 [N], no parameters.
 
-    `matmul` rounds fp32 activations to bf16. On the CPU results for up to `cpu.PACKED_MAX_ROWS`
-    rows have the same bits whatever the number of rows; above it another algorithm takes over.
+    `matmul` rounds fp32 activations to bf16. On the CPU results for up to `packed_max_rows`
+    (crossover.py) rows have the same bits whatever the number of rows; above it another algorithm
+    takes over.
     """
 
     name: ClassVar[str] = "int8"

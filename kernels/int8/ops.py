@@ -55,7 +55,7 @@ def int8_matmul(
 
     Args:
         x: [M, K] contiguous, fp32 or bf16; fp32 is rounded to bf16 (on a CPU up to
-            PACKED_MAX_ROWS rows).
+            `packed_max_rows` (crossover.py) rows).
         codes: int8 [N, Kp] contiguous, zero columns beyond K; Kp as the device's `pack` makes it.
         scales: bf16 [N].
         bias: [N] or None.

@@ -7,6 +7,7 @@ import torch
 from kernel_cases import TOLERANCES, Int4Case, activations, assert_matmul_close
 from poison import poisoned_memory
 
+from tersor.kernels.crossover import packed_max_rows
 from tersor.kernels.int4 import Int4Layout, cpu
 from tersor.kernels.int4.nibbles import NibblesForm
 from tersor.kernels.int4.packing import block_words, pack_words, unpack_words
@@ -15,7 +16,8 @@ from tersor.kernels.int4.tiles import TilesForm
 CPU = torch.device("cpu")
 SHAPES = [(1, 1), (3, 7), (63, 33), (129, 63), (65, 300), (130, 512)]
 GROUPS = [0, 16, 32, 48, 64, 128, 512]
-BATCHES = [1, 3, 17, cpu.PACKED_MAX_ROWS, cpu.PACKED_MAX_ROWS + 1]
+MAX_ROWS = packed_max_rows("int4")
+BATCHES = [1, 3, 17, MAX_ROWS, MAX_ROWS + 1]
 
 
 def layout_of(case: Int4Case) -> Int4Layout:
@@ -56,7 +58,7 @@ def test_dense_and_rows_decode(n: int, k: int, group: int, symmetric: bool) -> N
 @pytest.mark.parametrize("group", [0, 32, 128])
 def test_rows_do_not_depend_on_the_batch(group: int) -> None:
     layout = layout_of(Int4Case.random(130, 257, group=group, symmetric=False))
-    x = activations(cpu.PACKED_MAX_ROWS, 257)
+    x = activations(MAX_ROWS, 257)
     whole = layout.matmul(x)
     for m in (1, 2, 3, 8, 17, 32):
         assert torch.equal(layout.matmul(x[:m]), whole[:m])

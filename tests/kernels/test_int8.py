@@ -5,11 +5,12 @@ import torch
 from kernel_cases import TOLERANCES, Int8Case, activations, assert_matmul_close
 from poison import poisoned_memory
 
+from tersor.kernels.crossover import packed_max_rows
 from tersor.kernels.int8 import Int8Layout
-from tersor.kernels.int8.cpu import PACKED_MAX_ROWS
 
 SHAPES = [(1, 1), (3, 7), (63, 33), (129, 63), (65, 300), (300, 129)]
-BATCHES = [1, 2, 3, 8, 17, PACKED_MAX_ROWS, PACKED_MAX_ROWS + 1, 64]
+MAX_ROWS = packed_max_rows("int8")
+BATCHES = [1, 2, 3, 8, 17, MAX_ROWS, MAX_ROWS + 1, 64]
 
 
 def layout_of(case: Int8Case) -> Int8Layout:
@@ -33,7 +34,7 @@ def test_matmul_agrees_with_the_definition(n: int, k: int, dtype: torch.dtype) -
 
 def test_rows_do_not_depend_on_the_batch() -> None:
     layout = layout_of(Int8Case.random(130, 257))
-    x = activations(PACKED_MAX_ROWS, 257)
+    x = activations(MAX_ROWS, 257)
     whole = layout.matmul(x)
     for m in (1, 2, 3, 8, 17, 32):
         assert torch.equal(layout.matmul(x[:m]), whole[:m])
