@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from tersor.cli import codecs, convert, diff, evaluate, generate, inspect, protect, serve
+from tersor.cli import bench, codecs, convert, diff, evaluate, generate, inspect, protect, serve
 from tersor.cli.console import error_line, prepare_streams
 from tersor.cli.errors import InputError, RemoteError
 from tersor.runtime.errors import ConfigError
@@ -33,6 +33,7 @@ app.command("extract")(inspect.extract)
 app.command("eval")(evaluate.evaluate)
 app.command("diff")(diff.diff)
 app.command("codecs")(codecs.codecs)
+app.add_typer(bench.bench, name="bench")
 app.command("serve")(serve.serve)
 app.command("generate")(generate.generate)
 
@@ -58,13 +59,13 @@ def _known_errors() -> tuple[type[BaseException], ...]:
     """The roots of every room's error tree; imported only once something went wrong."""
     from tersor.bundle.errors import BundleError
     from tersor.converters.errors import ConvertError
-    from tersor.kernels.errors import LayoutError
+    from tersor.kernels.errors import LayoutError, TuningError
     from tersor.models.errors import ModelError
     from tersor.runtime.errors import ServingError
 
     return (
-        BundleError, LayoutError, ModelError, ConvertError, ServingError, ConfigError,
-        InputError, RemoteError,
+        BundleError, LayoutError, TuningError, ModelError, ConvertError, ServingError,
+        ConfigError, InputError, RemoteError,
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
 
@@ -40,7 +41,15 @@ class Path(StrEnum):
     DECODED = "decoded"
 
 
-_FORCED: ContextVar[Path | None] = ContextVar("tersor_cpu_path", default=None)
+@dataclass(slots=True)
+class Forced:
+    """A path that products take, and the layouts that would have chosen one."""
+
+    path: Path
+    layouts: set[str] = field(default_factory=set)
+
+
+_FORCED: ContextVar[Forced | None] = ContextVar("tersor_cpu_path", default=None)
 
 
 @cache
@@ -54,15 +63,17 @@ def path_of(layout: str, rows: int) -> Path:
     """The path on which `layout` multiplies that many rows here."""
     forced = _FORCED.get()
     if forced is not None:
-        return forced
+        forced.layouts.add(layout)
+        return forced.path
     return Path.PACKED if rows <= packed_max_rows(layout) else Path.DECODED
 
 
 @contextmanager
-def forced_path(path: Path) -> Iterator[None]:
+def forced_path(path: Path) -> Iterator[Forced]:
     """Products of this thread take `path` within, which is how both are measured."""
-    token = _FORCED.set(path)
+    forced = Forced(path)
+    token = _FORCED.set(forced)
     try:
-        yield
+        yield forced
     finally:
         _FORCED.reset(token)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from tersor.bundle.errors import BundleCancelledError, BundleError, BundleLimitError
-from tersor.kernels.errors import LayoutError
+from tersor.kernels.errors import LayoutError, TuningError
 from tersor.models.errors import InvalidInputError, WeightError
 from tersor.runtime.errors import (
     InternalError,
@@ -70,6 +70,8 @@ def _run_error(
         return type(cause), str(cause)
     if isinstance(cause, BundleError | WeightError):
         return ModelLoadError, f"{where}: the weights could not be loaded: {cause}"
+    if isinstance(cause, TuningError):
+        return ModelLoadError, f"{where}: {cause}"
     if isinstance(cause, InvalidInputError):
         return InvalidRequestError, f"{where}: {cause}"
     if isinstance(cause, torch.OutOfMemoryError | MemoryError):

@@ -4,7 +4,7 @@ A table for all users of a GPU lies beside this file, as <gpu>.json (see `gpu_sl
 """
 
 from tersor.kernels.tuning.cut import Cut
-from tersor.kernels.tuning.store import Gpu, cut_from_tables, gpu_of, user_table
+from tersor.kernels.tuning.store import Gpu, check_tables, cut_from_tables, gpu_of, user_table
 from tersor.kernels.tuning.table import Shape, TuningTable
 from tersor.kernels.tuning.trial import Asked, Trial, current_trial, trying
 
@@ -15,6 +15,7 @@ __all__ = [
     "Shape",
     "Trial",
     "TuningTable",
+    "check_tables",
     "current_trial",
     "cut_from_tables",
     "gpu_of",

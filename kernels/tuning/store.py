@@ -75,6 +75,17 @@ def cut_from_tables(gpu: Gpu, shape: Shape) -> Cut | None:
     return next((table.cuts[shape] for table in _tables(gpu) if shape in table.cuts), None)
 
 
+def check_tables(device: torch.device) -> None:
+    """Reads the tables of `device` now, so that a broken one is refused before anything is served.
+
+    Raises:
+        TuningError: a table is broken or cannot be read.
+    """
+    gpu = gpu_of(device)
+    if gpu is not None:
+        _tables(gpu)
+
+
 @lru_cache(maxsize=64)
 def _tables(gpu: Gpu) -> tuple[TuningTable, ...]:
     shipped = SHIPPED / f"{gpu_slug(gpu.name)}.json"

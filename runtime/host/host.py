@@ -12,6 +12,7 @@ from types import MappingProxyType
 import torch
 
 from tersor.bundle.location import Location
+from tersor.kernels.tuning import check_tables
 from tersor.models.activations import resolve_activations
 from tersor.runtime.config import ServerConfig, format_bytes
 from tersor.runtime.errors import ConfigError, UnknownModelError
@@ -49,6 +50,7 @@ class ModelHost:
 
         Raises:
             ConfigError: the device does not exist.
+            TuningError: a tuning table of the device is broken.
             ModelLoadError: no such file, an empty folder, two bundles of one name, or a bundle that
                 lacks something; with `preload` also weights that cannot be read.
             BundleError: a file is not a bundle, or a damaged one.
@@ -159,4 +161,5 @@ def _device(config: ServerConfig) -> torch.device:
         raise ConfigError(
             f"device: got {config.device}, but torch sees {count} CUDA devices here; use cpu"
         )
+    check_tables(device)
     return device

@@ -1,0 +1,83 @@
+"""Random weights in every layout, for measuring: speed does not depend on their values.
+
+Planes are made from `plane_specs`. A layout whose planes depend on each other (a bitmap and what it
+counts) has a maker of its own in `MAKERS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from tersor.kernels.errors import LayoutError
+from tersor.kernels.layout import Layout, Params, PlaneSpec, layouts
+
+Planes = Mapping[str, Tensor]
+# (n, k, parameters asked for, device) -> the weight's parameters and planes
+Maker = Callable[[int, int, Params, torch.device], tuple[Params, Planes]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """A kind of weight to measure."""
+
+    label: str
+    layout: str
+    params: Params = field(default_factory=dict)
+
+    def build(self, n: int, k: int, device: torch.device) -> Layout:
+        """A weight [n, k] of random planes, resident on `device`.
+
+        Raises:
+            LayoutError: the layout does not take such a weight.
+        """
+        if self.layout in MAKERS:
+            params, planes = MAKERS[self.layout](n, k, self.params, device)
+        else:
+            params, planes = self.params, _planes(self.layout, n, k, self.params, device)
+        cls = layouts()[self.layout]
+        return cls.from_planes(planes, (n, k), torch.bfloat16, params, device)
+
+
+MAKERS: Mapping[str, Maker] = {}
+
+_ALL = (
+    Sample(label="dense", layout="dense"),
+    Sample(label="int8", layout="int8"),
+    Sample(label="int4 g128", layout="int4", params={"group": 128, "symmetric": True}),
+    Sample(label="int4 row", layout="int4", params={"group": 0, "symmetric": True}),
+    Sample(label="int4 g32 zeros", layout="int4", params={"group": 32, "symmetric": False}),
+)
+
+
+def samples() -> tuple[Sample, ...]:
+    """The kinds of weights worth measuring, the most telling first."""
+    return tuple(sample for sample in _ALL if sample.layout in layouts())
+
+
+def _planes(layout: str, n: int, k: int, params: Params, device: torch.device) -> Planes:
+    specs = layouts()[layout].plane_specs((n, k), torch.bfloat16, params)
+    return {name: random_plane(spec, (n, k), device) for name, spec in specs.items()}
+
+
+def random_plane(spec: PlaneSpec, weight: tuple[int, int], device: torch.device) -> Tensor:
+    """Symbols over the whole range; floats are weights if there are so many, or else scales.
+
+    Raises:
+        LayoutError: the dtype is one that no plane of a weight has.
+    """
+    ranges = {"u4": (0, 16), "u8": (0, 256), "i8": (-127, 128)}
+    if spec.dtype in ranges:
+        dtype = torch.int8 if spec.dtype == "i8" else torch.uint8
+        return torch.randint(*ranges[spec.dtype], spec.shape, dtype=dtype, device=device)
+    floats = {
+        "f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16,
+        "f8_e4m3": torch.float8_e4m3fn,
+    }  # fmt: skip
+    if spec.dtype not in floats:
+        raise LayoutError(f"a plane of dtype {spec.dtype} has no random sample")
+    values = torch.randn if spec.shape == weight else torch.rand
+    return values(spec.shape, device=device).to(floats[spec.dtype])

@@ -1,0 +1,82 @@
+"""From searches to a tuning table."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from tersor.kernels.bench.samples import Sample
+from tersor.kernels.bench.search import Found, search
+from tersor.kernels.bench.timing import cold_copies
+from tersor.kernels.errors import LayoutError, TuningError
+from tersor.kernels.tuning import Cut, Shape, TuningTable, gpu_of
+from tersor.kernels.tuning.store import read_table, write_table
+
+Report = Callable[[str, str, Found | None], None]  # shape, form, what was found
+
+
+def tune(
+    kinds: Sequence[Sample],
+    shapes: Mapping[str, tuple[int, int]],
+    *,
+    device: torch.device,
+    bandwidth: float,
+    seconds: float,
+    report: Report,
+) -> Mapping[Shape, Cut]:
+    """Searches a cut for every kind of weight in every shape, each in its share of the time left.
+
+    Args:
+        kinds: the kinds of weights.
+        shapes: name -> n, k.
+        device: a CUDA device.
+        bandwidth: of a copy, bytes a second.
+        seconds: for everything; what is being compiled when they end is finished.
+        report: called after each search.
+    """
+    deadline = time.monotonic() + seconds
+    cuts: dict[Shape, Cut] = {}
+    # A kind's variants are compiled once for all its shapes, so kinds are the outer loop.
+    searches = [(kind, name, size) for kind in kinds for name, size in shapes.items()]
+    for index, (kind, name, size) in enumerate(searches):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            break
+        try:
+            weights = cold_copies(lambda kind=kind, size=size: kind.build(*size, device), device)
+        except LayoutError:
+            continue
+        found = search(
+            weights, device=device, bandwidth=bandwidth, seconds=left / (len(searches) - index)
+        )
+        report(name, kind.label, found)
+        if found is not None:
+            cuts |= dict.fromkeys(found.shapes, found.cut)
+    return cuts
+
+
+def save_cuts(path: Path, cuts: Mapping[Shape, Cut], device: torch.device) -> TuningTable:
+    """Writes `cuts` into the table at `path`, beside the other shapes that it has.
+
+    Raises:
+        TuningError: what is there is broken, or for another GPU.
+        OSError: the file cannot be written.
+    """
+    gpu = gpu_of(device)
+    if gpu is None:
+        raise TuningError(f"a tuning table is for a GPU, got {device}")
+    before = read_table(path, gpu)
+    table = TuningTable(
+        device=gpu.name,
+        compute_capability=gpu.compute_capability,
+        triton=gpu.triton,
+        cuts=cuts,
+    )
+    if before is not None:
+        table = replace(table, cuts={**before.cuts, **cuts})
+    write_table(path, table)
+    return table
