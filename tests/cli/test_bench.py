@@ -46,7 +46,7 @@ def test_the_shapes_and_layouts_of_a_bundle(tersor: Command, bundles: dict[str, 
     )  # fmt: skip
     assert (done.code, done.err) == (0, "")
     rows = json.loads(done.out)["rows"]
-    assert {row["form"] for row in rows} >= {"fp32", "bf16", "int4 (group 64, symmetric False)"}
+    assert {row["form"] for row in rows} >= {"fp32", "bf16", "int4 (group 32, symmetric False)"}
 
 
 @pytest.mark.parametrize(
