@@ -105,7 +105,8 @@ class Layout(ABC):
 def layouts() -> Mapping[str, type[Layout]]:
     """All layouts by name. Imported here, not above, so that each stays optional to load."""
     from tersor.kernels.dense import DenseLayout
+    from tersor.kernels.float12 import Float12Layout
     from tersor.kernels.int4 import Int4Layout
     from tersor.kernels.int8 import Int8Layout
 
-    return {cls.name: cls for cls in (DenseLayout, Int8Layout, Int4Layout)}
+    return {cls.name: cls for cls in (DenseLayout, Float12Layout, Int8Layout, Int4Layout)}

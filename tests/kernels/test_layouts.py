@@ -20,6 +20,7 @@ SYMMETRIC = {"group": 32, "symmetric": True}
 def test_layouts_are_found_by_their_names() -> None:
     assert {name: cls.name for name, cls in layouts().items()} == {
         "dense": "dense",
+        "float12": "float12",
         "int4": "int4",
         "int8": "int8",
     }
@@ -29,6 +30,9 @@ def test_plane_specs() -> None:
     registry = layouts()
     assert registry["dense"].plane_specs((2, 3, 4), BF16, {}) == {
         "values": PlaneSpec("bf16", (2, 3, 4))
+    }
+    assert registry["float12"].plane_specs((3, 5), BF16, {}) == {
+        "values": PlaneSpec("bf16", (3, 5))
     }
     assert registry["int8"].plane_specs((3, 5), BF16, {}) == {
         "codes": PlaneSpec("i8", (3, 5)),
@@ -54,6 +58,9 @@ def test_plane_specs() -> None:
         ("int8", (4, 0), BF16, {}, r"N, K >= 1, got shape \[4, 0\]"),
         ("int8", (4, 4), torch.int64, {}, "got torch.int64"),
         ("int8", (4, 4), BF16, {"x": 1}, "takes no parameters"),
+        ("float12", (4,), BF16, {}, r"matrices \[N, K\].*got shape \[4\]"),
+        ("float12", (4, 4), torch.float32, {}, "bfloat16 weights, got torch.float32; use `dense`"),
+        ("float12", (4, 4), BF16, {"x": 1}, "takes no parameters"),
         ("int4", (4, 4), BF16, {"group": 32}, "`group` and `symmetric`, got \\['group'\\]"),
         ("int4", (4, 4), BF16, {"group": -1, "symmetric": True}, "integer >= 0, got -1"),
         ("int4", (4, 4), BF16, {"group": True, "symmetric": True}, "integer >= 0, got True"),
@@ -92,10 +99,11 @@ def test_planes_must_be_the_declared_ones() -> None:
         _int4(codes | {"codes": torch.full_like(codes["codes"], 16)})
 
 
-@pytest.mark.parametrize("name", ["dense", "int8", "int4"])
+@pytest.mark.parametrize("name", ["dense", "float12", "int8", "int4"])
 def test_operands_are_checked_by_name(name: str) -> None:
     planes = {
         "dense": {"values": activations(4, 8, BF16)},
+        "float12": {"values": activations(4, 8, BF16)},
         "int8": Int8Case.random(4, 8).planes,
         "int4": Int4Case.random(4, 8, group=32, symmetric=True).planes,
     }[name]
