@@ -1,4 +1,4 @@
-"""Claim: at decode batch sizes int8 and int4 matmuls run at the GPU's memory bandwidth.
+"""Claim: at decode batch sizes float12, int8 and int4 matmuls run at the GPU's memory bandwidth.
 
 Per Llama-3-8B shape and batch: microseconds, GB/s of the weights' resident bytes, and their share
 of the copy bandwidth measured in the same run; cuBLAS bf16 beside them. Every launch reads another
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tersor.kernels.dense import DenseLayout
+from tersor.kernels.float12 import Float12Layout
 from tersor.kernels.int4 import Int4Layout
 from tersor.kernels.int8 import Int8Layout
 from tersor.kernels.layout import Layout
@@ -38,6 +39,11 @@ Build = Callable[[int, int], Layout]
 def dense(n: int, k: int) -> Layout:
     values = torch.randn(n, k, dtype=torch.bfloat16)
     return DenseLayout.from_planes({"values": values}, (n, k), torch.bfloat16, {}, device())
+
+
+def float12(n: int, k: int) -> Layout:
+    values = torch.randn(n, k, dtype=torch.bfloat16)
+    return Float12Layout.from_planes({"values": values}, (n, k), torch.bfloat16, {}, device())
 
 
 def int8(n: int, k: int) -> Layout:
@@ -65,6 +71,7 @@ def int4(group: int, *, symmetric: bool) -> Build:
 
 FORMS: dict[str, Build] = {
     "bf16 cuBLAS": dense,
+    "float12": float12,
     "int8 per row": int8,
     "int4 per row": int4(0, symmetric=True),
     "int4 g128": int4(128, symmetric=True),

@@ -28,6 +28,7 @@ from tersor.models.weights import torch_dtype
 
 _SHARD_BYTES = 5 << 30  # what the field's tools write; memory does not depend on it
 _CPU = torch.device("cpu")
+_EXACT_LAYOUTS = ("dense", "float12")  # their plane `values` is the tensor, untouched
 _DECODED_ELEMENTS = 1 << 22
 
 
@@ -204,7 +205,7 @@ def _read(reader: BundleReader, entry: TensorEntry) -> Tensor:
         raise BundleFormatError(
             f"tensor {entry.name!r} is in layout {entry.layout!r}, which this build does not have."
         )
-    if entry.layout == "dense":  # any dtype and rank, untouched
+    if entry.layout in _EXACT_LAYOUTS:
         return planes["values"]
     dtype = torch_dtype(entry.dtype)
     value = torch.empty(entry.shape, dtype=dtype)
@@ -245,6 +246,6 @@ def _write_assets(reader: BundleReader, output: Path) -> None:
 
 
 def _is_exact(manifest: Manifest) -> bool:
-    """Dense throughout and not pruned."""
-    dense = all(entry.layout == "dense" for entry in manifest.tensors)
-    return dense and not manifest.recipe.get("prune")
+    """In exact layouts throughout and not pruned."""
+    exact = all(entry.layout in _EXACT_LAYOUTS for entry in manifest.tensors)
+    return exact and not manifest.recipe.get("prune")

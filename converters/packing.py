@@ -42,7 +42,8 @@ def pack(source: Source, tensor: PlannedTensor, recipe: Recipe) -> PackedTensor:
     plan = recipe.plan(tensor)
     matrix = value.dtype in _FLOATS and value.dim() >= 2 and value.numel() > 0
     if plan.quantize is None and (plan.prune is None or not matrix):
-        return _exact(tensor, value)  # a prune step selects broadly: vectors and integers stay
+        # A prune step selects broadly: vectors and integers stay.
+        return _exact(tensor, value, plan.layout)
     if not matrix:
         raise RecipeError(
             f"{tensor.name} is {tensor.dtype} {list(tensor.shape)}; only bf16, f16 and f32 "
@@ -53,7 +54,7 @@ def pack(source: Source, tensor: PlannedTensor, recipe: Recipe) -> PackedTensor:
     energy = dropped + _energy(value)
     zeros = value.numel() - int(value.count_nonzero()) if plan.prune else None
     if plan.quantize is None:
-        exact = _exact(tensor, value)
+        exact = _exact(tensor, value, plan.layout)
         return replace(exact, squared_error=dropped, energy=energy, zeros=zeros)
     quantized = _quantize(value, plan.quantize, pruned=plan.prune is not None)
     # Pruned weights stay exact zeros, so the two errors are on disjoint weights and add up.
@@ -70,10 +71,10 @@ def pack(source: Source, tensor: PlannedTensor, recipe: Recipe) -> PackedTensor:
     )
 
 
-def _exact(tensor: PlannedTensor, value: Tensor) -> PackedTensor:
+def _exact(tensor: PlannedTensor, value: Tensor, layout: str) -> PackedTensor:
     planes = {"values": PlaneData(dtype=tensor.dtype, array=to_plane(value))}
     return PackedTensor(
-        layout="dense", params={}, planes=planes, squared_error=0.0, energy=0.0, zeros=None
+        layout=layout, params={}, planes=planes, squared_error=0.0, energy=0.0, zeros=None
     )
 
 

@@ -90,8 +90,7 @@ def _of_source(source: Source, recipe: Recipe) -> PlaneSupply:
 
 
 def _planned_family(tensor: PlannedTensor, recipe: Recipe) -> str:
-    step = recipe.plan(tensor).quantize
-    return _family("dense" if step is None else step.method, tensor.dtype)
+    return _family(recipe.plan(tensor).layout, tensor.dtype)
 
 
 def _family(layout: str, dtype: str) -> str:

@@ -18,7 +18,7 @@ from tersor.converters.recipe_file import parse_prune_argument, parse_recipe
 from tersor.converters.sources.base import Kind, PlannedTensor
 
 _FOLDER = Path(__file__).parent / "recipes"
-_SHIPPED = ("int4", "int8", "lossless")
+_SHIPPED = ("float12", "int4", "int8", "lossless")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,10 +54,10 @@ class PruneStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizeStep:
-    """Stores a matrix in a compressed layout; `keep` leaves it exact."""
+    """Stores a matrix in a compressed layout; `float12` and `keep` leave it exact."""
 
     where: Selector
-    method: Literal["int8", "int4", "keep"]
+    method: Literal["int8", "int4", "float12", "keep"]
     group: int = 32  # int4: columns that share a scale; 0 is the whole row
     symmetric: bool | None = None  # int4: no zero points; None: exactly where a prune step ran
 
@@ -67,7 +67,8 @@ class TensorPlan:
     """What a recipe does to one tensor."""
 
     prune: PruneStep | None
-    quantize: QuantizeStep | None
+    quantize: QuantizeStep | None  # None: no bit is lost to its layout
+    layout: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,9 +97,11 @@ class Recipe:
         """The steps for `tensor`."""
         prune = next((step for step in self.prune if step.where.accepts(tensor)), None)
         quantize = next((step for step in self.quantize if step.where.accepts(tensor)), None)
-        if quantize is not None and quantize.method == "keep":
-            quantize = None
-        return TensorPlan(prune=prune, quantize=quantize)
+        if quantize is None or quantize.method in {"float12", "keep"}:
+            wanted = quantize is not None and quantize.method == "float12"
+            layout = "float12" if wanted and _fits_float12(tensor) else "dense"
+            return TensorPlan(prune=prune, quantize=None, layout=layout)
+        return TensorPlan(prune=prune, quantize=quantize, layout=quantize.method)
 
     def to_json(self) -> Mapping[str, Any]:
         """The recipe as the manifest records it: every default written out."""
@@ -157,6 +160,10 @@ def _build(name: str, values: Mapping[str, Any]) -> Recipe:
         prune=tuple(PruneStep(**split(step)) for step in values.get("prune", ())),
         quantize=tuple(QuantizeStep(**split(step)) for step in values.get("quantize", ())),
     )
+
+
+def _fits_float12(tensor: PlannedTensor) -> bool:
+    return tensor.dtype == "bf16" and len(tensor.shape) == 2 and prod(tensor.shape) > 0
 
 
 def _any_match(names: tuple[str, ...], patterns: tuple[str, ...]) -> bool:

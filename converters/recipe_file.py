@@ -71,7 +71,7 @@ _QUANTIZE: Mapping[str, _Key] = {
     **_SELECTOR,
     # Only these have operators that compute on a compressed weight.
     "kinds": _list_of("linear", "embedding"),
-    "method": _one_of("int8", "int4", "keep"),
+    "method": _one_of("int8", "int4", "float12", "keep"),
     "group": _Key(
         f"one of {', '.join(map(str, _GROUPS))} (0: the whole row)",
         lambda value: _is_whole(value, 0, 256) and value in _GROUPS,
@@ -83,6 +83,7 @@ _FOREIGN: Mapping[str, tuple[str, ...]] = {
     "magnitude": ("keep", "of"),
     "pattern": ("fraction",),
     "int8": ("group", "symmetric"),
+    "float12": ("group", "symmetric"),
     "keep": ("group", "symmetric"),
 }
 _TOP = ("description", "prune", "quantize")

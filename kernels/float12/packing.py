@@ -35,7 +35,7 @@ CODES = 15  # exponents of a row that have a code
 # Beyond this share of escapes a weight is held dense. An escape costs 470 instructions of one lane,
 # any weight 3.6: at 1/128 that is 7.3 a weight. An H200 has time for 10.3 while it reads 12 bits.
 MAX_ESCAPE_SHARE = 1 / 128
-# Elements packed at a time: temporaries of some 20 bytes each.
+# Elements packed at a time: temporaries of some 30 bytes each.
 ELEMENTS_TO_PACK = 1 << 22
 
 

@@ -131,7 +131,7 @@ class BundleGroups:
     def _resident_bytes(self, entry: TensorEntry) -> int:
         widened = (
             self._activations is torch.float32
-            and entry.layout == "dense"
+            and entry.layout in ("dense", "float12")
             and entry.name in self._multiplied
         )
         total = 0

@@ -42,6 +42,21 @@ def test_lossless_gives_back_every_bit_under_its_name(
         assert (folder / name).read_bytes() == (pico_dir / name).read_bytes()
 
 
+def test_float12_computes_what_lossless_does_on_a_cpu(
+    tersor: Command, bundles: dict[str, Path], pico_dir: Path
+) -> None:
+    prompt = ("--prompt", "Once upon a time", "--max-tokens", "40")
+    texts = [tersor("generate", bundles[name], *prompt) for name in ("lossless", "float12")]
+    assert texts[0].code == texts[1].code == 0
+    assert texts[0].out == texts[1].out != ""
+    shown = tersor("inspect", bundles["float12"], "--tensors").out
+    assert "float12" in shown
+    assert "dense" in shown
+    text = ("--text", pico_dir.parent / "pico-heldout.txt", "--max-tokens", "512", "--json")
+    report = json.loads(tersor("eval", bundles["float12"], "--reference", pico_dir, *text).out)
+    assert (report["kl_mean"], report["top1_agreement"]) == (0, 1)
+
+
 def test_every_recipe_is_smaller_than_the_one_before(bundles: dict[str, Path]) -> None:
     sizes = [bundles[name].stat().st_size for name in ("lossless", "int8", "int4")]
     assert sizes == sorted(sizes, reverse=True)

@@ -19,6 +19,7 @@ RECIPES: Mapping[str, tuple[str, str | None]] = {
     "int8-pruned": ("int8", "magnitude:0.5"),
     "int4-pruned": ("int4", "magnitude:0.5"),
     "lossless-2:4": ("lossless", "2:4"),
+    "float12": ("float12", None),
 }
 
 

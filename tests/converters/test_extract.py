@@ -37,10 +37,11 @@ def assert_identical(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) ->
         assert torch.equal(same, other.contiguous().flatten().view(torch.uint8)), name
 
 
-def test_lossless_gives_back_every_bit_and_file(
-    pico: Path, pico_bundles: Mapping[str, Path], tmp_path: Path
+@pytest.mark.parametrize("recipe", ["lossless", "float12"])
+def test_exact_recipes_give_back_every_bit_and_file(
+    pico: Path, pico_bundles: Mapping[str, Path], tmp_path: Path, recipe: str
 ) -> None:
-    report = extract(pico_bundles["lossless"], tmp_path / "back")
+    report = extract(pico_bundles[recipe], tmp_path / "back")
     assert report.exact
     assert_identical(load_folder(pico), load_folder(tmp_path / "back"))
     for path in pico.iterdir():

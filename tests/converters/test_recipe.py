@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ def layouts_of(recipe_name: str) -> list[str | None]:
 
 
 def test_shipped_recipes() -> None:
-    assert recipe_names() == ("int4", "int8", "lossless")
+    assert recipe_names() == ("float12", "int4", "int8", "lossless")
     assert layouts_of("lossless") == [None, None, None, None]
     assert layouts_of("int8") == ["int8", "int8", "int8", None]
     assert layouts_of("int4") == ["int8", "int8", "int4", None]
@@ -56,11 +57,24 @@ def test_the_documented_recipe_is_one(tmp_path: Path) -> None:
         assert f"| `{name}` |" in page
 
 
+def test_float12_takes_matrices_of_bf16() -> None:
+    recipe = load_recipe("float12")
+    layouts = [recipe.plan(tensor).layout for tensor in (EMBEDDING, HEAD, DOWN, NORM)]
+    assert layouts == ["dense", "float12", "float12", "dense"]
+    assert layouts_of("float12") == [None] * 4  # nothing is quantized
+    for tensor in (
+        replace(DOWN, dtype="f32"),
+        replace(DOWN, shape=(64, 64, 3)),
+        replace(DOWN, shape=(8, 8)),
+    ):
+        assert recipe.plan(tensor).layout == "dense"
+
+
 def test_small_matrices_stay_exact() -> None:
     assert load_recipe("int4").plan(planned("w", "linear", (8, 8))).quantize is None
 
 
-@pytest.mark.parametrize("name", ["lossless", "int8", "int4"])
+@pytest.mark.parametrize("name", ["lossless", "float12", "int8", "int4"])
 def test_the_prune_argument_combines_with_every_recipe(name: str) -> None:
     recipe = load_recipe(name, prune="magnitude:0.5")
     assert recipe.name == f"{name}+magnitude:0.5"
@@ -131,8 +145,8 @@ def test_a_file_decides_by_first_match(tmp_path: Path) -> None:
         ("description = 3", "description is 3; expected a string"),
         ("[quantize]\nmethod = 'int8'", r"quantize must be a list of tables; write \[\[quantize"),
         ("[[quantize]]\nbits = 4\nmethod = 'int4'", "number 1: unknown key 'bits'; allowed are"),
-        ("[[quantize]]\ngroup = 32", "method is missing; expected one of int8, int4, keep"),
-        ("[[quantize]]\nmethod = 'int3'", "method is 'int3'; expected one of int8, int4, keep"),
+        ("[[quantize]]\ngroup = 32", "method is missing; expected one of int8, int4, float12, keep"),
+        ("[[quantize]]\nmethod = 'int3'", "method is 'int3'; expected one of int8, int4, float12, keep"),
         ("[[quantize]]\nmethod = 'int4'\ngroup = 48", "group is 48; expected one of 0, 16"),
         ("[[quantize]]\nmethod = 'int4'\ngroup = true", "group is True; expected one of"),
         ("[[quantize]]\nmethod = 'int4'\nsymmetric = 1", "symmetric is 1; expected true or false"),
@@ -147,6 +161,7 @@ def test_a_file_decides_by_first_match(tmp_path: Path) -> None:
         ("[[prune]]\nmethod = 'magnitude'\nfraction = 1.0", "fraction is 1.0; expected a number"),
         ("[[prune]]\nmethod = 'pattern'\nkeep = 2", "method 'pattern' needs of"),
         ("[[prune]]\nmethod = 'pattern'\nkeep = 4\nof = 4", "keep is 4; expected less than of"),
+        ("[[quantize]]\nmethod = 'float12'\ngroup = 32", "group means nothing for method"),
         ("[[prune]]\nmethod = 'magnitude'\nfraction = 0.5\nof = 4", "of means nothing for method"),
     ],
 )
@@ -162,7 +177,7 @@ def test_a_wrong_file_names_key_value_and_what_is_allowed(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("int5", "no recipe 'int5'; expected int4, int8, lossless"),
+        ("int5", "no recipe 'int5'; expected float12, int4, int8, lossless"),
         ("missing.toml", "cannot be read"),
         ("some/folder", "cannot be read"),
     ],
