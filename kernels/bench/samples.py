@@ -46,6 +46,7 @@ MAKERS: Mapping[str, Maker] = {}
 
 _ALL = (
     Sample(label="dense", layout="dense"),
+    Sample(label="float12", layout="float12"),
     Sample(label="int8", layout="int8"),
     Sample(label="int4 g128", layout="int4", params={"group": 128, "symmetric": True}),
     Sample(label="int4 row", layout="int4", params={"group": 0, "symmetric": True}),

@@ -49,6 +49,7 @@ def _pairs_asm(codes: str) -> str:
     return "\n".join(("{", *lines, "}"))
 
 
+RESCALE = tl.constexpr(2.0**112)
 # The low halves of two words of codes hold slices 0..3, the high ones 4..7.
 LOW_PAIRS = tl.constexpr(_pairs_asm("0x5410"))
 HIGH_PAIRS = tl.constexpr(_pairs_asm("0x7632"))
@@ -141,6 +142,15 @@ def float12_matmul_kernel(
     base = tl.load(bases_ptr + row).to(tl.int32)
     starts = tl.load(offsets_ptr + row)[:, None]
     ends = tl.load(offsets_ptr + row + 1)[:, None]
+    rows: tl.constexpr = BN if GATE == "" else BN // 2
+    outputs = n if GATE == "" else n // 2
+    tile_ptr = offsets_ptr + tile.to(tl.int64) * rows
+    count = tl.minimum(rows, outputs - tile * rows)
+    first_escape = tl.load(tile_ptr)
+    last_escape = tl.load(tile_ptr + count)
+    if GATE != "":  # the rows of up
+        first_up = tl.load(tile_ptr + outputs)
+        last_up = tl.load(tile_ptr + outputs + count)
     lanes = tl.arange(0, BW)
     first = split * blocks_per_split
     last = tl.minimum(first + blocks_per_split, width // (3 * BW))
@@ -168,27 +178,16 @@ def float12_matmul_kernel(
                     code = (codes >> (4 * (4 * half + j))) & 15
                     byte = signs >> (8 * j)
                     bits = ((byte & 128) << 24) | (code << 23) | ((byte & 127) << 16)
-                    weight = (bits.to(tl.float32, bitcast=True) * 2.0**112).to(COMPUTE)
+                    weight = (bits.to(tl.float32, bitcast=True) * RESCALE).to(COMPUTE)
                 acc = tl.dot(weight, x, acc)
     acc *= ((base + 15) << 23).to(tl.float32, bitcast=True)[:, None]  # 2^(base - 112)
-    rows: tl.constexpr = BN if GATE == "" else BN // 2
-    inner = n if GATE == "" else n // 2
-    offsets_ptrs = offsets_ptr + tile.to(tl.int64) * rows
-    count = tl.minimum(rows, inner - tile * rows)
-    for _ in tl.static_range(BN // rows):  # once; gated, for the gate rows and for the up rows
+    acc = _add_escapes(
+        acc, starts, ends, first_escape, last_escape, row_ptrs, columns_ptr, values_ptr, COMPUTE, BE
+    )
+    if GATE != "":
         acc = _add_escapes(
-            acc,
-            starts,
-            ends,
-            tl.load(offsets_ptrs),
-            tl.load(offsets_ptrs + count),
-            row_ptrs,
-            columns_ptr,
-            values_ptr,
-            COMPUTE,
-            BE,
+            acc, starts, ends, first_up, last_up, row_ptrs, columns_ptr, values_ptr, COMPUTE, BE
         )
-        offsets_ptrs += inner
     store_tile(acc, row, tokens, bias_ptr, out_ptr, tile, split, m, n, HAS_BIAS, GATE, BN, BM)
 
 

@@ -145,8 +145,14 @@ def test_a_file_decides_by_first_match(tmp_path: Path) -> None:
         ("description = 3", "description is 3; expected a string"),
         ("[quantize]\nmethod = 'int8'", r"quantize must be a list of tables; write \[\[quantize"),
         ("[[quantize]]\nbits = 4\nmethod = 'int4'", "number 1: unknown key 'bits'; allowed are"),
-        ("[[quantize]]\ngroup = 32", "method is missing; expected one of int8, int4, float12, keep"),
-        ("[[quantize]]\nmethod = 'int3'", "method is 'int3'; expected one of int8, int4, float12, keep"),
+        (
+            "[[quantize]]\ngroup = 32",
+            "method is missing; expected one of int8, int4, float12, keep",
+        ),
+        (
+            "[[quantize]]\nmethod = 'int3'",
+            "method is 'int3'; expected one of int8, int4, float12, keep",
+        ),
         ("[[quantize]]\nmethod = 'int4'\ngroup = 48", "group is 48; expected one of 0, 16"),
         ("[[quantize]]\nmethod = 'int4'\ngroup = true", "group is True; expected one of"),
         ("[[quantize]]\nmethod = 'int4'\nsymmetric = 1", "symmetric is 1; expected true or false"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ptx
 import pytest
 import torch
 from float12_cases import every_pattern, gaussian, hostile, packed, same_bits
@@ -11,7 +12,14 @@ from tersor.kernels.dense import DenseLayout
 from tersor.kernels.errors import LayoutError
 from tersor.kernels.float12 import Float12Layout, packing
 from tersor.kernels.float12.ops import float12_decode
-from tersor.kernels.float12.packing import join_parts, pack, pack_parts
+from tersor.kernels.float12.packing import (
+    BLOCK_COLUMNS,
+    BW,
+    interleaved,
+    join_parts,
+    pack,
+    pack_parts,
+)
 from tersor.kernels.float12.words import WordsForm
 from tersor.kernels.gated import gated
 
@@ -175,6 +183,27 @@ def test_operands_and_planes_are_checked() -> None:
         Float12Layout.from_parts(exponents.to(torch.int16), mantissas)
     with pytest.raises(LayoutError, match=r"`values` has dtype torch.float32"):
         pack(values.float())
+
+
+def test_the_assembly_makes_pairs_of_weights() -> None:
+    """Words 3 and 4 of a block: columns 3, 4, 19, 20, … of a row of every code and any byte."""
+    triton = pytest.importorskip("tersor.kernels.float12.triton")
+    codes = torch.arange(BLOCK_COLUMNS, dtype=torch.uint8)[None] * 7 % 16
+    signs = torch.arange(BLOCK_COLUMNS, dtype=torch.uint8)[None] * 73
+    signs[codes == 0] &= 128  # a zero; an escape's byte is 0, too
+    nibbles = interleaved(codes, 4)[0].tolist()
+    low, high = (half.tolist() for half in interleaved(signs, 8)[0].split(BW))
+    for half, (assembly, bytes_) in enumerate(((triton.LOW_PAIRS, low), (triton.HIGH_PAIRS, high))):
+        words = (nibbles[3], nibbles[4], bytes_[3], bytes_[4])
+        inputs = {f"${4 + i}": word & 0xFFFFFFFF for i, word in enumerate(words)}
+        registers = ptx.run(assembly.value, inputs)
+        for j in range(4):
+            for offset in range(2):
+                column = BW * (4 * half + j) + 3 + offset
+                bits = registers[f"${j}"] >> (16 * offset) & 0xFFFF
+                code, byte = int(codes[0, column]), int(signs[0, column])
+                exponent = code + 112 if code else 0
+                assert bits == (byte >> 7) << 15 | exponent << 7 | byte & 127
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, BF16])

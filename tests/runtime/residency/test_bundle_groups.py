@@ -10,11 +10,12 @@ from typing import cast
 import pytest
 import torch
 from fake_groups import MakeResidency, RecordingObserver
-from tiny_bundles import weights, write_tiny
+from tiny_bundles import weights, write_tiny, writer
 from torch import Tensor
 
 from tersor.bundle.errors import BundleLimitError
 from tersor.bundle.phases import PhaseTimes
+from tersor.bundle.plane_data import PlaneData
 from tersor.bundle.reader import BundleReader
 from tersor.kernels.dense import DenseLayout
 from tersor.models.weights import ResidentWeights
@@ -51,6 +52,29 @@ def test_the_estimate_holds_the_planes_that_packing_needs(bundle: Path) -> None:
         assert groups.estimated_bytes("embedding") == 8 * 16 * 2
         # 8 x 15 symbols of 4 bits come as bytes, and are packed to half of that.
         assert groups.estimated_bytes("layers.0") == 8 * 15 + 8 * 2
+
+
+@pytest.mark.parametrize("layout", ["dense", "float12"])
+def test_what_is_widened_is_estimated_wide(tmp_path: Path, layout: str) -> None:
+    values = {"values": PlaneData(dtype="bf16", array=weights((8, 16)))}
+    with writer(tmp_path / "x.tersor") as target:
+        target.add_tensor(
+            name="layers.0.qkv",
+            group="layers.0",
+            shape=(8, 16),
+            dtype="bf16",
+            layout=layout,
+            params={},
+            planes=values,
+        )
+        target.commit()
+    with BundleReader.open(tmp_path / "x.tersor") as reader:
+        groups = BundleGroups(reader, activations=torch.float32)
+        times = PhaseTimes()
+        encoded = groups.fetch("layers.0", times=times, cancelled=lambda: False)
+        group = encoded.load(CPU, times=times, cancelled=lambda: False)
+        resident = group["layers.0.qkv"].resident_bytes
+    assert groups.estimated_bytes("layers.0") == resident == 8 * 16 * 4
 
 
 def test_what_declares_more_than_the_budget_is_refused_before_it_is_read(
