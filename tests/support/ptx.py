@@ -49,8 +49,8 @@ def _fma_bf16x2(values: Sequence[int]) -> int:
     """a * b + c in both halves, rounded once."""
     halves = torch.tensor([[value & 0xFFFF, value >> 16] for value in values], dtype=torch.int32)
     a, b, c = halves.to(torch.int16).view(torch.bfloat16).double()
-    low, high = (a * b + c).to(torch.bfloat16).view(torch.int16).tolist()
-    return (low & 0xFFFF) | (high & 0xFFFF) << 16
+    low, high = (a * b + c).to(torch.bfloat16).view(torch.int16)
+    return (int(low) & 0xFFFF) | (int(high) & 0xFFFF) << 16
 
 
 _OPERATIONS: Mapping[str, Callable[[Sequence[int]], int]] = {
