@@ -18,9 +18,9 @@ from typing import Any
 
 import record
 import torch
-from gpu_matmul import COLD_BYTES, copy_bandwidth, device, graph_seconds
 from torch import Tensor
 
+from tersor.kernels.bench.timing import COLD_BYTES, copy_bandwidth, graph_seconds
 from tersor.kernels.entropy import EncodedChunk, RansBatch, rans_decode
 from tersor.kernels.entropy.encoder import encode, tables_of
 
@@ -40,6 +40,10 @@ class Plane:
     precision: int
     rows: int = 1
     columns: int = 1
+
+
+def device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def exponents() -> Tensor:
@@ -177,7 +181,7 @@ def main() -> int:
         return 1
     torch.manual_seed(0)
     with torch.inference_mode():
-        bandwidth = copy_bandwidth()
+        bandwidth = copy_bandwidth(device())
         print(f"copy bandwidth {bandwidth / 1e9:.0f} GB/s")
         rows = [each for name in PLANES for each in measure(name, bandwidth)]
     print(f"wrote {record.write('gpu_entropy', rows)}")

@@ -10,9 +10,13 @@ NOT_HERE = {
     "record.py",
     "real_weights.py",
     "run.py",
+    "gpu_decode.py",
     "gpu_entropy.py",
+    "gpu_load.py",
     "weight_formats.py",
     "gpu_matmul.py",
+    "gpu_peers.py",
+    "plots.py",
     "mlserver_peer.py",
     "mlserver_runtime.py",
 }

@@ -152,7 +152,7 @@ def _measure_gpu(
     import torch
 
     from tersor.kernels.bench.products import BATCHES, measure_products
-    from tersor.kernels.bench.samples import Sample
+    from tersor.kernels.bench.samples import Sample, copies_of
     from tersor.kernels.bench.timing import copy_bandwidth
 
     dense = Sample(label="bf16 cuBLAS", layout="dense")
@@ -163,9 +163,17 @@ def _measure_gpu(
         for name, size in shapes.items():
             for kind in (dense, *others):
                 _progress(f"{name}, {kind.label}")
-                rows += measure_products(
-                    kind, name, size, batches or BATCHES, device=device, bandwidth=bandwidth
-                )
+                weights = copies_of(kind, size, device)
+                if weights:
+                    rows += measure_products(
+                        weights,
+                        kind.label,
+                        name,
+                        size,
+                        batches or BATCHES,
+                        device=device,
+                        bandwidth=bandwidth,
+                    )
     head = _gpu_facts(device) | {"copy_gb_per_second": round(bandwidth / 1e9, 1)}
     if json:
         print_json({**head, "rows": rows})

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from tersor.kernels.bench.samples import Sample
-from tersor.kernels.bench.timing import cold_copies, graph_seconds
-from tersor.kernels.errors import LayoutError
-from tersor.kernels.layout import Layout
+from tersor.kernels.bench.timing import Resident, graph_seconds
 
 # Weights of Llama-3-8B, [n, k].
 LLAMA_8B: Mapping[str, tuple[int, int]] = {
@@ -38,41 +36,42 @@ class ProductRow:
     share_of_copy_bandwidth: float
 
 
+class Multiplies(Resident, Protocol):
+    """A weight [N, K], whoever multiplies by it."""
+
+    def matmul(self, x: Tensor) -> Tensor:
+        """Multiplies x [M, K] by its transpose."""
+        ...
+
+
 def measure_products(
-    sample: Sample,
+    weights: Sequence[Multiplies],
+    form: str,
     shape: str,
     size: tuple[int, int],
-    batches: Sequence[int],
+    batches: Iterable[int],
     *,
     device: torch.device,
     bandwidth: float,
 ) -> Iterator[ProductRow]:
-    """Times x [M, k] bf16 @ weight.T for every M of `batches`, reading the weight from memory.
+    """Times x [M, K] bf16 @ weight.T for every M of `batches`, reading the weight from memory.
 
     Args:
-        sample: the kind of weight.
-        shape: what rows call it.
+        weights: equal ones, which together evict the cache (`cold_copies`).
+        form: what rows call the weight's form,
+        shape: and its shape.
         size: n and k.
         batches: rows of x.
         device: a CUDA device.
         bandwidth: of a copy, bytes a second.
-
-    Yields nothing if the layout does not take a weight of this size.
     """
-    n, k = size
-    try:
-        weights = cold_copies(lambda: sample.build(n, k, device), device)
-    except LayoutError:
-        return
     for batch in batches:
-        x = torch.randn(batch, k, dtype=torch.bfloat16, device=device)
+        x = torch.randn(batch, size[1], dtype=torch.bfloat16, device=device)
         seconds = graph_seconds(multiplied(weights, x)) / len(weights)
-        yield product_row(
-            shape, size, sample.label, batch, seconds, weights[0].resident_bytes, bandwidth
-        )
+        yield product_row(shape, size, form, batch, seconds, weights[0].resident_bytes, bandwidth)
 
 
-def multiplied(weights: Sequence[Layout], x: Tensor) -> Callable[[], object]:
+def multiplied(weights: Sequence[Multiplies], x: Tensor) -> Callable[[], object]:
     """Multiplies x by every weight in turn."""
     return lambda: [weight.matmul(x) for weight in weights]
 

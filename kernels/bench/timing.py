@@ -58,7 +58,7 @@ def copy_bandwidth(device: torch.device) -> float:
 
 def cold_copies(build: Callable[[], R], device: torch.device) -> Sequence[R]:
     """Enough equal weights that one pass over them evicts any cache."""
+    first = build()
     cache = int(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0))
     cold = max(COLD_BYTES, COLD_L2 * cache)
-    first = build()
     return [first, *(build() for _ in range(cold // first.resident_bytes))]

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import torch
 
-from tersor.kernels.bench.samples import Sample
+from tersor.kernels.bench.samples import Sample, copies_of
 from tersor.kernels.bench.search import Found, search
-from tersor.kernels.bench.timing import cold_copies
-from tersor.kernels.errors import LayoutError, TuningError
+from tersor.kernels.errors import TuningError
 from tersor.kernels.tuning import Cut, Shape, TuningTable, gpu_of
 from tersor.kernels.tuning.store import read_table, write_table
 
@@ -46,9 +45,8 @@ def tune(
         left = deadline - time.monotonic()
         if left <= 0:
             break
-        try:
-            weights = cold_copies(lambda kind=kind, size=size: kind.build(*size, device), device)
-        except LayoutError:
+        weights = copies_of(kind, size, device)
+        if not weights:
             continue
         found = search(
             weights, device=device, bandwidth=bandwidth, seconds=left / (len(searches) - index)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from tersor.kernels.bench import products, search, timing, tune
 from tersor.kernels.bench.paths import ONLY, PLAIN, choices, measure_paths
 from tersor.kernels.bench.products import measure_products
-from tersor.kernels.bench.samples import Sample, random_plane, samples
+from tersor.kernels.bench.samples import Sample, copies_of, random_plane, samples
 from tersor.kernels.bench.search import best_first, candidates
 from tersor.kernels.crossover import Path as CpuPath
 from tersor.kernels.errors import LayoutError, TuningError
@@ -189,8 +189,7 @@ def test_candidates_fill_the_gpu_where_any_can() -> None:
 def test_tuned_cuts_are_saved_beside_earlier_ones(
     pretended: list[Cut], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(tune, "cold_copies", lambda build, device: [build()])
-    monkeypatch.setattr(Sample, "build", lambda self, n, k, device: Pretended())
+    monkeypatch.setattr(tune, "copies_of", lambda sample, size, device: [Pretended()])
     reports: list[tuple[str, str]] = []
     cuts = tune.tune(
         [Sample(label="one", layout="pretended")],
@@ -227,14 +226,14 @@ def test_rows_of_products(monkeypatch: pytest.MonkeyPatch) -> None:
         launches()
         return 2e-6
 
-    def copies(build: object, device: object) -> Sequence[Layout]:
-        return [build()] * 2  # type: ignore[operator]
-
     monkeypatch.setattr(products, "graph_seconds", seconds)
-    monkeypatch.setattr(products, "cold_copies", copies)
-    dense = Sample(label="dense", layout="dense")
-    (row,) = measure_products(dense, "o", (64, 100), (3,), device=CPU, bandwidth=25.6e9)
+    weights = [Sample(label="dense", layout="dense").build(64, 100, CPU)] * 2
+    (row,) = measure_products(weights, "f", "o", (64, 100), [3], device=CPU, bandwidth=25.6e9)
+    assert (row.form, row.shape, row.batch) == ("f", "o", 3)
     assert (row.microseconds, row.weight_gb_per_second) == (1.0, 12.8)
     assert row.share_of_copy_bandwidth == 0.5
+
+
+def test_a_size_that_a_layout_does_not_take_has_no_copies() -> None:
     bad = Sample(label="bad", layout="int4", params={"group": -1, "symmetric": True})
-    assert not list(measure_products(bad, "o", (64, 64), (3,), device=CPU, bandwidth=1.0))
+    assert not copies_of(bad, (64, 64), CPU)
