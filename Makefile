@@ -64,6 +64,7 @@ gpu-test: ## kernels on a CUDA device, against float64, with the python that is 
 gpu-bench: ## kernels on a CUDA device: GB/s and share of the copy bandwidth
 	PYTHONPATH=typecheck $(PYTHON) benchmarks/gpu_matmul.py
 	PYTHONPATH=typecheck $(PYTHON) benchmarks/gpu_entropy.py
+	PYTHONPATH=typecheck $(PYTHON) benchmarks/gpu_decode.py
 
 clean: ## remove what the targets made
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache out

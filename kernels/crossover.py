@@ -29,8 +29,8 @@ BREAK_EVEN: Mapping[str, Mapping[str, int]] = {
     # break-even that has not been measured.
     "AVX512": {"int8": 32, "int4": 64},
     # 4096 x 4096: int8 13.3 and 13.1 for 16 rows, 19.6 and 16.6 for 24, 25.7 and 19.9 for 32;
-    # int4 39.0 and 42.1 for 48, 52.2 and 49.9 for 64.
-    "AVX2": {"int8": 16, "int4": 56},
+    # int4 52.2 and 49.9 for 64, 77 and 67 for 96; 1024 x 1024: int4 3.4 and 4.0 for 64.
+    "AVX2": {"int8": 16, "int4": 64},
 }
 
 

@@ -54,18 +54,20 @@ def measure_paths(
     """For each M of `batches` every path of every kind, with x [M, k] in fp32.
 
     `F.linear` in fp32 and bf16 stands beside them. The paths alternate, so that a noisy neighbour
-    hurts all alike; a path's time is the lower quartile of `rounds`.
+    hurts all alike; a path's time is the lower quartile of `rounds`. With one thread it is that
+    thread's time on a processor, which others do not lengthen by taking turns.
     """
     n, k = size
     contenders = _contenders(kinds, n, k)
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     for batch in batches:
         x = torch.randn(batch, k)
         samples: dict[tuple[str, str], list[float]] = {name: [] for name in contenders}
         for _ in range(rounds):
             for name, (multiply, _) in contenders.items():
-                start = time.perf_counter()
+                start = clock()
                 multiply(x)
-                samples[name].append(time.perf_counter() - start)
+                samples[name].append(clock() - start)
         yield [
             PathRow(
                 n=n,
