@@ -66,7 +66,10 @@ gpu-bench: ## kernels on a CUDA device: GB/s and share of the copy bandwidth
 	PYTHONPATH=typecheck $(PYTHON) benchmarks/gpu_entropy.py
 	PYTHONPATH=typecheck $(PYTHON) benchmarks/gpu_decode.py
 
+results: $(STAMP) ## write docs/results.md and its pictures from benchmarks/results
+	$(BIN)/python benchmarks/plots.py
+
 clean: ## remove what the targets made
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache out
 
-.PHONY: help install demo test test-slow fuzz conformance check format protos bench gpu-test gpu-bench clean
+.PHONY: help install demo test test-slow fuzz conformance check format protos bench gpu-test gpu-bench results clean
