@@ -27,6 +27,7 @@ BNS = (16, 32, 64, 128)
 NUM_WARPS = (1, 2, 4)
 NUM_STAGES = (2, 3, 4)
 SPLITS = (1, 2, 4, 8)
+TILE_ROWS = 16  # of the weight, in one tensor core instruction
 MIN_STEPS = 2  # loop steps of a program: with fewer its pipeline never fills
 BATCHES = (1, 8, 32)  # rows of x whose times decide together
 WORTH = 0.98  # a cut must take less than this share of the best's time: the rest is noise
@@ -55,14 +56,16 @@ class Found:
 def candidates(n: int, steps: int, processors: int) -> list[Cut]:
     """The cuts worth compiling for a weight of n rows, on a GPU of so many multiprocessors.
 
-    Without those that leave half the GPU idle, as far as any cut does better.
+    Without those that leave half the GPU idle, as far as any cut does better, and those with more
+    warps than tiles of 16 rows: two warps on one tile each decode all of it (compiled for sm_90,
+    int8 takes 3.4 instructions a weight with 16 rows and one warp, 6.3 with two, 12.2 with four).
     """
     grid = [
         Cut(bn=bn, num_warps=num_warps, num_stages=num_stages, splits=splits)
         for bn, num_warps, num_stages, splits in itertools.product(
             BNS, NUM_WARPS, NUM_STAGES, SPLITS
         )
-        if splits == 1 or steps >= MIN_STEPS * splits
+        if (splits == 1 or steps >= MIN_STEPS * splits) and bn >= TILE_ROWS * num_warps
     ]
     programs = {cut: -(-n // cut.bn) * cut.splits for cut in grid}
     enough = min(processors / 2, max(programs.values()))
