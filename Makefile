@@ -61,8 +61,8 @@ bench: $(STAMP) ## the benchmarks that run without a GPU, results as CSV under b
 gpu-test: ## kernels on a CUDA device, against float64, with the python that is there
 	PYTHONPATH=typecheck $(PYTHON) -m pytest -m gpu -W default -p no:cacheprovider tests/kernels
 
-gpu-bench: ## kernels on a CUDA device: GB/s and share of the copy bandwidth
-	PYTHONPATH=typecheck $(PYTHON) benchmarks/gpu_matmul.py
+gpu-bench: ## kernels on a CUDA device, beside their peers; WHEELS says where gemlite's lie
+	PYTHONPATH=typecheck $(PYTHON) benchmarks/gpu_matmul.py $(if $(WHEELS),--wheels $(WHEELS))
 	PYTHONPATH=typecheck $(PYTHON) benchmarks/gpu_entropy.py
 	PYTHONPATH=typecheck $(PYTHON) benchmarks/gpu_decode.py
 

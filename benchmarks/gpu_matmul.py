@@ -6,17 +6,21 @@ together larger than any L2 cache, and the launches are replayed from a CUDA gra
 cache nor Python flatters or blurs the figure. Peers (`gpu_peers.py`) in the same run; one that is
 missing is left out with a line that says so.
 
-Needs torch and triton alone. `--minutes` bounds the run: what decides most is measured first, and
-what there was no time for is counted at the end.
+Needs torch and triton alone; `--wheels FOLDER` adds what lies there (gemlite and what it imports)
+for this run, without a network. `--minutes` bounds the run: what decides most is measured first,
+and what there was no time for is counted at the end.
 """
 
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import record
 import torch
@@ -119,17 +123,31 @@ def run(device: torch.device, seconds: float) -> list[dict[str, object]]:
     return [asdict(row) | {"copy_gb_per_second": copy} for row in rows]
 
 
+def add_wheels(folder: Path, target: Path) -> None:
+    """Installs every wheel of `folder` into `target`, and makes this process find it."""
+    wheels = sorted(map(str, folder.glob("*.whl")))
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
+    try:
+        subprocess.run([*pip, "--target", str(target), *wheels], check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"the wheels of {folder} are left out: {error}", flush=True)
+    sys.path.append(str(target))  # behind what is installed already
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=MINUTES, help="when to stop measuring")
-    minutes: float = parser.parse_args().minutes
+    parser.add_argument("--wheels", type=Path, help="a folder of wheels to add for this run")
+    options = parser.parse_args()
     if not torch.cuda.is_available():
         print("gpu_matmul.py needs a CUDA device; torch sees none", file=sys.stderr)
         return 1
     torch.manual_seed(0)
     device = torch.device("cuda", torch.cuda.current_device())
-    with torch.inference_mode():
-        rows = run(device, 60 * minutes)
+    with TemporaryDirectory() as temporary, torch.inference_mode():
+        if options.wheels is not None:
+            add_wheels(options.wheels, Path(temporary))
+        rows = run(device, 60 * options.minutes)
     print(f"wrote {record.write('gpu_matmul', rows, packages=('triton', 'gemlite'))}")
     return 0
 

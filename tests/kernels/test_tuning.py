@@ -11,6 +11,7 @@ from unittest import mock
 
 import pytest
 import torch
+from call_count import calls_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -193,6 +194,16 @@ def test_a_measured_shape_takes_its_cut_at_every_batch(h200: Gpu) -> None:
     # Nothing near: another shape, another kernel.
     assert weight_cut("int8", n=4096, k=4160, steps=32, device=CUDA).bn == config.BN
     assert weight_cut("int4.row", n=4096, k=4096, steps=16, device=CUDA).bn == config.BN
+
+
+def test_a_launch_reads_no_file_and_calls_next_to_nothing(h200: Gpu) -> None:
+    _write()
+    first = _tile()
+    with mock.patch.object(store, "read_table", side_effect=AssertionError):
+        assert _tile() is first
+        assert _tile(m=2, n=64) != first  # a new shape asks the tables in memory
+    # Profiler events of the call, the look-up, and whether this thread tries a cut.
+    assert calls_of(_tile) <= 10
 
 
 def test_splits_never_outnumber_the_steps(h200: Gpu) -> None:
