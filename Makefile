@@ -62,7 +62,7 @@ gpu-test: ## kernels on a CUDA device, against float64, with the python that is 
 	PYTHONPATH=typecheck $(PYTHON) -m pytest -m gpu -W default -p no:cacheprovider tests/kernels
 
 gpu-bench: ## kernels on a CUDA device, beside their peers; WHEELS says where gemlite's lie
-	PYTHONPATH=typecheck $(PYTHON) benchmarks/gpu_matmul.py $(if $(WHEELS),--wheels $(WHEELS))
+	PYTHONPATH=typecheck $(PYTHON) benchmarks/gpu_matmul.py $(if $(WHEELS),--wheels $(WHEELS)) $(if $(MINUTES),--minutes $(MINUTES))
 	PYTHONPATH=typecheck $(PYTHON) benchmarks/gpu_entropy.py
 	PYTHONPATH=typecheck $(PYTHON) benchmarks/gpu_decode.py
 

@@ -19,16 +19,17 @@ from tersor.runtime.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
+    from tersor.kernels.bench.kinds import Weights
     from tersor.kernels.bench.paths import Choice, PathRow
     from tersor.kernels.bench.products import ProductRow
-    from tersor.kernels.bench.samples import Sample
     from tersor.kernels.bench.search import Found
 
-Shapes = Mapping[str, tuple[int, int]]
 MAX_BATCH = 4096
 # Both fit the time a person waits: all shapes of an 8 B model would take a CPU minutes.
-CPU_SHAPES: Shapes = {"1024 x 1024": (1024, 1024), "4096 x 4096": (4096, 4096)}
-MAX_SHAPES = 16  # of a bundle: the largest
+CPU_SHAPES: Mapping[str, tuple[int, int]] = {
+    "1024 x 1024": (1024, 1024),
+    "4096 x 4096": (4096, 4096),
+}
 _GPU_COLUMNS = ("shape", "n", "k", "form", "batch", "us", "GB/s", "% of copy")
 _CPU_COLUMNS = ("n", "k", "rows", "form", "path", "ms", "taken")
 _CHOICE_COLUMNS = ("n", "k", "rows", "form", "taken", "fastest", "loss %")
@@ -76,14 +77,14 @@ def kernels(
         raise ConfigError(f"--tune: searches cuts of GPU kernels, got {target}; expected cuda")
     if not tune and output is not None:
         raise ConfigError(f"--output: got {output} without --tune, which alone writes a file")
-    kinds, shapes = _default_weights(target) if bundle is None else _weights_of(bundle)
+    weights = _default_weights(target) if bundle is None else _weights_of(bundle)
     with stoppable():
         if tune:
-            _tune(kinds, shapes, target, seconds, output, json=json)
+            _tune(weights, target, seconds, output, json=json)
         elif target.type == "cuda":
-            _measure_gpu(kinds, shapes, target, rows, json=json)
+            _measure_gpu(weights, target, rows, json=json)
         else:
-            _measure_cpu(kinds, shapes, rows, json=json)
+            _measure_cpu(weights, rows, json=json)
 
 
 def _batches(text: str) -> tuple[int, ...]:
@@ -114,36 +115,30 @@ def _device(name: str | None) -> torch.device:
     return device
 
 
-def _default_weights(device: torch.device) -> tuple[Sequence[Sample], Shapes]:
+def _default_weights(device: torch.device) -> Sequence[Weights]:
+    from tersor.kernels.bench.kinds import in_every_layout
     from tersor.kernels.bench.products import LLAMA_8B
-    from tersor.kernels.bench.samples import samples
 
-    return samples(), LLAMA_8B if device.type == "cuda" else CPU_SHAPES
+    return in_every_layout(LLAMA_8B if device.type == "cuda" else CPU_SHAPES)
 
 
-def _weights_of(place: str) -> tuple[Sequence[Sample], Shapes]:
-    """The kinds of matrices in a bundle, and their shapes, the largest first."""
-    from tersor.kernels.bench.samples import Sample
+def _weights_of(place: str) -> Sequence[Weights]:
+    """The kinds of matrices in a bundle."""
+    from tersor.kernels.bench.kinds import as_they_are
 
-    kinds: dict[str, Sample] = {}
-    sizes: set[tuple[int, int]] = set()
     with BundleReader.open(parse_location(place)) as reader:
-        for entry in reader.manifest.tensors:
-            if len(entry.shape) != 2:
-                continue
-            params = ", ".join(f"{key} {value}" for key, value in sorted(entry.params.items()))
-            label = f"{entry.layout} ({params})" if params else entry.layout
-            kinds.setdefault(label, Sample(label=label, layout=entry.layout, params=entry.params))
-            sizes.add((entry.shape[0], entry.shape[1]))
-    if not sizes:
+        weights = as_they_are(
+            (entry.layout, entry.params, (entry.shape[0], entry.shape[1]))
+            for entry in reader.manifest.tensors
+            if len(entry.shape) == 2 and min(entry.shape) > 0
+        )
+    if not weights:
         raise ConfigError(f"--bundle: {place} holds no matrices to multiply by")
-    largest = sorted(sizes, key=lambda size: size[0] * size[1], reverse=True)[:MAX_SHAPES]
-    return tuple(kinds.values()), {f"{n} x {k}": (n, k) for n, k in largest}
+    return weights
 
 
 def _measure_gpu(
-    kinds: Sequence[Sample],
-    shapes: Shapes,
+    weights: Sequence[Weights],
     device: torch.device,
     batches: Sequence[int] | None,
     *,
@@ -151,25 +146,24 @@ def _measure_gpu(
 ) -> None:
     import torch
 
-    from tersor.kernels.bench.products import BATCHES, measure_products
-    from tersor.kernels.bench.samples import Sample, copies_of
+    from tersor.kernels.bench.products import BATCHES, copies_of, measure_products
+    from tersor.kernels.bench.samples import Sample
     from tersor.kernels.bench.timing import copy_bandwidth
 
     dense = Sample(label="bf16 cuBLAS", layout="dense")
-    others = [kind for kind in kinds if kind.layout != "dense"]
     rows: list[ProductRow] = []
     with torch.inference_mode():
         bandwidth = copy_bandwidth(device)
-        for name, size in shapes.items():
-            for kind in (dense, *others):
-                _progress(f"{name}, {kind.label}")
-                weights = copies_of(kind, size, device)
-                if weights:
+        for each in weights:
+            for kind in (dense, *(kind for kind in each.kinds if kind.layout != "dense")):
+                _progress(f"{each.shape}, {kind.label}")
+                copies = copies_of(kind, each.size, device)
+                if copies:
                     rows += measure_products(
-                        weights,
+                        copies,
                         kind.label,
-                        name,
-                        size,
+                        each.shape,
+                        each.size,
                         batches or BATCHES,
                         device=device,
                         bandwidth=bandwidth,
@@ -193,9 +187,7 @@ def _product_cells(row: ProductRow) -> tuple[str | int, ...]:
     )  # fmt: skip
 
 
-def _measure_cpu(
-    kinds: Sequence[Sample], shapes: Shapes, batches: Sequence[int] | None, *, json: bool
-) -> None:
+def _measure_cpu(weights: Sequence[Weights], batches: Sequence[int] | None, *, json: bool) -> None:
     import torch
 
     from tersor.kernels.bench.paths import BATCHES, choices, measure_paths
@@ -203,9 +195,9 @@ def _measure_cpu(
     rows: list[PathRow] = []
     chosen: list[Choice] = []
     with torch.inference_mode():
-        for name, size in shapes.items():
-            _progress(name)
-            for some in measure_paths(kinds, size, batches or BATCHES):
+        for each in weights:
+            _progress(each.shape)
+            for some in measure_paths(each.kinds, each.size, batches or BATCHES):
                 rows += some
                 chosen += choices(some)
     head = {
@@ -234,8 +226,7 @@ def _path_cells(row: PathRow) -> tuple[str | int, ...]:
 
 
 def _tune(
-    kinds: Sequence[Sample],
-    shapes: Shapes,
+    weights: Sequence[Weights],
     device: torch.device,
     seconds: float,
     output: Path | None,
@@ -260,9 +251,7 @@ def _tune(
 
     with torch.inference_mode():
         bandwidth = copy_bandwidth(device)
-        cuts = tune(
-            kinds, shapes, device=device, bandwidth=bandwidth, seconds=seconds, report=report
-        )
+        cuts = tune(weights, device=device, bandwidth=bandwidth, seconds=seconds, report=report)
     if not cuts:
         raise ConfigError(f"--seconds: no cut was found in {seconds:.0f} s; give it more")
     table = save_cuts(path, cuts, device)

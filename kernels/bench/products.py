@@ -9,7 +9,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from tersor.kernels.bench.timing import Resident, graph_seconds
+from tersor.kernels.bench.samples import Sample
+from tersor.kernels.bench.timing import Resident, cold_copies, graph_seconds
+from tersor.kernels.errors import LayoutError
+from tersor.kernels.layout import Layout
 
 # Weights of Llama-3-8B, [n, k].
 LLAMA_8B: Mapping[str, tuple[int, int]] = {
@@ -69,6 +72,17 @@ def measure_products(
         x = torch.randn(batch, size[1], dtype=torch.bfloat16, device=device)
         seconds = graph_seconds(multiplied(weights, x)) / len(weights)
         yield product_row(shape, size, form, batch, seconds, weights[0].resident_bytes, bandwidth)
+
+
+def copies_of(sample: Sample, size: tuple[int, int], device: torch.device) -> Sequence[Layout]:
+    """Enough weights of `size` that one pass over them evicts any cache of the GPU `device`.
+
+    None if the layout does not take a weight of this size.
+    """
+    try:
+        return cold_copies(lambda: sample.build(*size, device), device)
+    except LayoutError:
+        return ()
 
 
 def multiplied(weights: Sequence[Multiplies], x: Tensor) -> Callable[[], object]:

@@ -6,13 +6,12 @@ counts) has a maker of its own in `MAKERS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from tersor.kernels.bench.timing import cold_copies
 from tersor.kernels.errors import LayoutError
 from tersor.kernels.layout import Layout, Params, PlaneSpec, layouts
 
@@ -58,17 +57,6 @@ _ALL = (
 def samples() -> tuple[Sample, ...]:
     """The kinds of weights worth measuring, the most telling first."""
     return tuple(sample for sample in _ALL if sample.layout in layouts())
-
-
-def copies_of(sample: Sample, size: tuple[int, int], device: torch.device) -> Sequence[Layout]:
-    """Enough weights of `size` that one pass over them evicts any cache of the GPU `device`.
-
-    None if the layout does not take a weight of this size.
-    """
-    try:
-        return cold_copies(lambda: sample.build(*size, device), device)
-    except LayoutError:
-        return ()
 
 
 def _planes(layout: str, n: int, k: int, params: Params, device: torch.device) -> Planes:

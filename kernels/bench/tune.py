@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from tersor.kernels.bench.samples import Sample, copies_of
+from tersor.kernels.bench.kinds import Weights
+from tersor.kernels.bench.products import copies_of
 from tersor.kernels.bench.search import Found, search
 from tersor.kernels.errors import TuningError
 from tersor.kernels.tuning import Cut, Shape, TuningTable, gpu_of
@@ -19,8 +20,7 @@ Report = Callable[[str, str, Found | None], None]  # shape, form, what was found
 
 
 def tune(
-    kinds: Sequence[Sample],
-    shapes: Mapping[str, tuple[int, int]],
+    weights: Sequence[Weights],
     *,
     device: torch.device,
     bandwidth: float,
@@ -30,8 +30,7 @@ def tune(
     """Searches a cut for every kind of weight in every shape, each in its share of the time left.
 
     Args:
-        kinds: the kinds of weights.
-        shapes: name -> n, k.
+        weights: what to search for.
         device: a CUDA device.
         bandwidth: of a copy, bytes a second.
         seconds: for everything; what is being compiled when they end is finished.
@@ -39,19 +38,21 @@ def tune(
     """
     deadline = time.monotonic() + seconds
     cuts: dict[Shape, Cut] = {}
-    # A kind's variants are compiled once for all its shapes, so kinds are the outer loop.
-    searches = [(kind, name, size) for kind in kinds for name, size in shapes.items()]
-    for index, (kind, name, size) in enumerate(searches):
+    searches = [(kind, each) for each in weights for kind in each.kinds]
+    # A kind's variants are compiled once for all its shapes, so these follow each other.
+    kinds = list(dict.fromkeys(kind.label for kind, _ in searches))
+    searches.sort(key=lambda search: kinds.index(search[0].label))
+    for index, (kind, each) in enumerate(searches):
         left = deadline - time.monotonic()
         if left <= 0:
             break
-        weights = copies_of(kind, size, device)
-        if not weights:
+        copies = copies_of(kind, each.size, device)
+        if not copies:
             continue
         found = search(
-            weights, device=device, bandwidth=bandwidth, seconds=left / (len(searches) - index)
+            copies, device=device, bandwidth=bandwidth, seconds=left / (len(searches) - index)
         )
-        report(name, kind.label, found)
+        report(each.shape, kind.label, found)
         if found is not None:
             cuts |= dict.fromkeys(found.shapes, found.cut)
     return cuts

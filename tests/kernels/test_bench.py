@@ -13,9 +13,10 @@ import triton
 from torch import Tensor
 
 from tersor.kernels.bench import products, search, timing, tune
+from tersor.kernels.bench.kinds import Weights, as_they_are, in_every_layout, kind_of
 from tersor.kernels.bench.paths import ONLY, PLAIN, choices, measure_paths
-from tersor.kernels.bench.products import measure_products
-from tersor.kernels.bench.samples import Sample, copies_of, random_plane, samples
+from tersor.kernels.bench.products import copies_of, measure_products
+from tersor.kernels.bench.samples import Sample, random_plane, samples
 from tersor.kernels.bench.search import best_first, candidates
 from tersor.kernels.crossover import Path as CpuPath
 from tersor.kernels.errors import LayoutError, TuningError
@@ -192,8 +193,7 @@ def test_tuned_cuts_are_saved_beside_earlier_ones(
     monkeypatch.setattr(tune, "copies_of", lambda sample, size, device: [Pretended()])
     reports: list[tuple[str, str]] = []
     cuts = tune.tune(
-        [Sample(label="one", layout="pretended")],
-        {"o": (4096, 512)},
+        [Weights(shape="o", size=(4096, 512), kinds=(Sample(label="one", layout="pretended"),))],
         device=CPU,
         bandwidth=1e15,
         seconds=60,
@@ -232,6 +232,36 @@ def test_rows_of_products(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (row.form, row.shape, row.batch) == ("f", "o", 3)
     assert (row.microseconds, row.weight_gb_per_second) == (1.0, 12.8)
     assert row.share_of_copy_bandwidth == 0.5
+
+
+def test_weights_that_differ_in_a_count_are_of_one_kind() -> None:
+    kinds = as_they_are(
+        [
+            ("int4", {"group": 0, "outliers": 41, "symmetric": True}, (64, 64)),
+            ("int4", {"group": 0, "outliers": 40, "symmetric": True}, (64, 64)),
+            ("int8", {}, (64, 64)),
+            ("int8", {}, (128, 64)),
+        ]
+    )
+    assert [(weights.shape, weights.size) for weights in kinds] == [
+        ("128 x 64", (128, 64)),
+        ("64 x 64", (64, 64)),
+    ]
+    assert [kind.label for kind in kinds[1].kinds] == [
+        "int4 (group 0, outliers 0.01, symmetric True)",
+        "int8",
+    ]
+    assert kinds[1].kinds[0].params == {"group": 0, "outliers": 0.01, "symmetric": True}
+    assert kind_of("dense", {}, (1, 1)).label == "dense"
+    assert kind_of("bitmap", {"nonzeros": 1031}, (64, 64)).params == {"nonzeros": 0.25}
+    assert kind_of("int4", {"outliers": 21}, (64, 64)).params == {"outliers": 0.005}
+
+
+def test_only_the_largest_shapes_are_measured() -> None:
+    kinds = as_they_are(("int8", {}, (n, 1)) for n in range(1, 40))
+    assert [weights.size[0] for weights in kinds] == list(range(39, 23, -1))
+    (square,) = in_every_layout({"s": (4, 4)})
+    assert square.kinds == samples()
 
 
 def test_a_size_that_a_layout_does_not_take_has_no_copies() -> None:

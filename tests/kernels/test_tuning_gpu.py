@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tersor.kernels.bench.samples import Sample, copies_of
+from tersor.kernels.bench.products import copies_of
+from tersor.kernels.bench.samples import Sample
 from tersor.kernels.bench.search import candidates, search
 from tersor.kernels.bench.timing import copy_bandwidth, graph_seconds
 from tersor.kernels.bench.tune import save_cuts
