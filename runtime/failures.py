@@ -45,7 +45,7 @@ def incident(what: str, cause: BaseException | None, log: logging.Logger) -> str
 
 def concerns_weights(cause: Exception) -> bool:
     """Whether no request of the model can be computed now, whatever its inputs."""
-    return isinstance(cause, ServingError | WeightError | BundleError)
+    return isinstance(cause, ServingError | WeightError | BundleError | TuningError)
 
 
 def run_failure(where: str, cause: Exception, *, when_full: str, log: logging.Logger) -> Failure:

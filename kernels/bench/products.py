@@ -77,7 +77,7 @@ def measure_products(
 def copies_of(sample: Sample, size: tuple[int, int], device: torch.device) -> Sequence[Layout]:
     """Enough weights of `size` that one pass over them evicts any cache of the GPU `device`.
 
-    None if the layout does not take a weight of this size.
+    An empty sequence if the layout does not take a weight of this size.
     """
     try:
         return cold_copies(lambda: sample.build(*size, device), device)

@@ -94,7 +94,7 @@ def best_first(
         untried.remove(near)
         tried += 1
         got = score(near)
-        if got < WORTH * best_score or (got < best_score and math.isinf(best_score)):
+        if got < WORTH * best_score:
             best, best_score = near, got
     return best, best_score, tried
 

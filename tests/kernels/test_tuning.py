@@ -20,7 +20,7 @@ from tersor.kernels.gemv import config
 from tersor.kernels.gemv.config import TileConfig, partial_count, rule, tile_config, weight_cut
 from tersor.kernels.gemv.fake import fake_product
 from tersor.kernels.tuning import Asked, Cut, Gpu, Shape, TuningTable, store, trying, user_table
-from tersor.kernels.tuning.store import gpu_slug, read_table, write_table
+from tersor.kernels.tuning.store import check_tables, gpu_slug, read_table, write_table
 from tersor.kernels.tuning.table import (
     BNS,
     MAX_BYTES,
@@ -235,6 +235,16 @@ def test_a_broken_table_of_the_user_refuses_every_launch(h200: Gpu) -> None:
     for _ in range(2):
         with pytest.raises(TuningError, match=r"nvidia-h200.json: kernels.*\.bn is 129"):
             _tile()
+
+
+def test_a_broken_table_is_found_before_anything_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "gpu_of", lambda device: H200 if device == CUDA else None)
+    check_tables(CUDA)
+    _write().write_text("[]", encoding="utf-8")
+    store._tables.cache_clear()
+    check_tables(torch.device("cpu"))
+    with pytest.raises(TuningError, match="expected an object"):
+        check_tables(CUDA)
 
 
 def test_a_table_under_a_wrong_name_is_refused(tmp_path: Path) -> None:

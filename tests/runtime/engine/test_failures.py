@@ -12,6 +12,7 @@ from engine_rig import SMALL, Rig, ScriptedModel, make_rig
 from tiny_tokenizer import byte_tokenizer, ids_of
 
 from tersor.bundle.errors import BundleCorruptError
+from tersor.kernels.errors import TuningError
 from tersor.models.errors import TokenizerError, WeightError
 from tersor.models.tokenizer import Tokenizer
 from tersor.runtime.engine import Event, TextDelta
@@ -174,6 +175,7 @@ def test_a_sink_that_fails_on_the_last_event() -> None:
     [
         (BundleCorruptError("chunk 3 of layers.0.qkv is damaged"), ModelLoadError),
         (WeightError("weight 'head' is missing"), ModelLoadError),
+        (TuningError("tuning table t.json: version is 2"), ModelLoadError),
         (ModelLoadError("as residency says it"), ModelLoadError),
         (OutOfMemoryError("the budget is too small"), OutOfMemoryError),
         (ShuttingDownError("the model is being unloaded"), ShuttingDownError),
