@@ -5,11 +5,13 @@ Warps and stages mean nothing to the interpreter; rows a program and splits do.
 
 from __future__ import annotations
 
+import float12_cases
 import pytest
 import torch
 from kernel_cases import TOLERANCES, Int4Case, Int8Case, activations, assert_matmul_close
 from poison import poisoned_memory
 
+from tersor.kernels.float12 import triton as float12
 from tersor.kernels.gated import gated
 from tersor.kernels.gemv.finish import Finish
 from tersor.kernels.int4 import triton as int4
@@ -51,3 +53,17 @@ def test_int4_gated_in_any_cut(bn: int, splits: int) -> None:
     expected = gated(x @ case.weight.T, "silu")
     # The gate and the factor are sums of 600 products of up to 136 times a code.
     torch.testing.assert_close(y, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("finish", [Finish.SUM, Finish.SILU])
+@pytest.mark.parametrize(("bn", "splits"), [(16, 3), (128, 1), (256, 2)])
+def test_float12_in_any_cut(bn: int, splits: int, finish: Finish) -> None:
+    values = float12_cases.gaussian(N, K)
+    values[::3, ::97] = 2.0**-40  # escapes
+    x = activations(3, K) / 16
+    with trying(Cut(bn=bn, num_warps=1, num_stages=1, splits=splits)) as trial, poisoned_memory():
+        y = float12.matmul(x, float12_cases.packed(values), None, finish)
+    assert {asked.kernel for asked in trial.asked} == {"float12"}
+    expected = x @ values.float().T
+    expected = gated(expected, finish.gate) if finish.gate else expected
+    torch.testing.assert_close(y, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
