@@ -20,6 +20,8 @@ TOKENS = 16384
 DECODER_RECIPES: tuple[tuple[str, str | None], ...] = (
     ("lossless", None),
     ("int8", None),
+    ("w8a8", None),
+    ("fp8", None),
     ("int4", None),
     ("int8", "magnitude:0.5"),
     ("int8", "2:4"),

@@ -33,9 +33,7 @@ def codecs(
     *,
     recipe: Annotated[
         str | None,
-        typer.Option(
-            help="Of a SRC: lossless (default), float12, int8, int4, or a recipe file (TOML)."
-        ),
+        typer.Option(help="Of a SRC: a recipe by name (default: lossless) or its file (TOML)."),
     ] = None,
     prune: Annotated[
         str | None, typer.Option(help="Of a SRC, prune first: magnitude:0.5 or 2:4.")

@@ -23,7 +23,7 @@ from tersor.converters.progress import ByteMeter, Progress
 from tersor.converters.safetensors_file import FileTensor, SafetensorsFile
 from tersor.converters.sources.checkpoint import INDEX_FILE, SINGLE_FILE
 from tersor.converters.tensors import SAFETENSORS_NAMES, from_plane, tensor_bytes
-from tersor.kernels.layout import layouts
+from tersor.kernels.layout import ROWS_MULTIPLE, layouts
 from tersor.models.weights import torch_dtype
 
 _SHARD_BYTES = 5 << 30  # what the field's tools write; memory does not depend on it
@@ -210,10 +210,12 @@ def _read(reader: BundleReader, entry: TensorEntry) -> Tensor:
     dtype = torch_dtype(entry.dtype)
     value = torch.empty(entry.shape, dtype=dtype)
     # Row by row: decoding goes through float32 and a packed form, several times the tensor's size.
-    step = max(1, _DECODED_ELEMENTS // max(1, entry.shape[1]))
+    blocks = _DECODED_ELEMENTS // max(1, entry.shape[1] * ROWS_MULTIPLE)
+    step = max(1, blocks) * ROWS_MULTIPLE
     for start in range(0, entry.shape[0], step):
         rows = value[start : start + step]
-        part = {name: plane[start : start + step].clone() for name, plane in planes.items()}
+        cut = layout.rows_of_planes(planes, start, start + step, entry.params)
+        part = {name: plane.clone() for name, plane in cut.items()}
         shape = tuple(rows.shape)
         rows.copy_(layout.from_planes(part, shape, dtype, entry.params, _CPU).dense())
     return value

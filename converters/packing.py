@@ -11,7 +11,7 @@ from torch import Tensor
 from tersor.bundle.plane_data import PlaneData
 from tersor.converters.errors import RecipeError, SourceError
 from tersor.converters.prune import prune_magnitude_, prune_pattern_
-from tersor.converters.quantize import Quantized, quantize_int4, quantize_int8
+from tersor.converters.quantize import Quantized, quantize_fp8, quantize_int4, quantize_int8
 from tersor.converters.recipe import PruneStep, QuantizeStep, Recipe
 from tersor.converters.sources.base import PlannedTensor, Source
 from tersor.converters.tensors import to_plane
@@ -24,7 +24,7 @@ class PackedTensor:
     """A tensor ready to be written, and what became of it."""
 
     layout: str
-    params: Mapping[str, int | bool]
+    params: Mapping[str, int | bool | str]
     planes: Mapping[str, PlaneData]
     squared_error: float
     energy: float  # sum of squares of the source values
@@ -99,7 +99,9 @@ def _prune(value: Tensor, tensor: PlannedTensor, step: PruneStep) -> float:
 
 def _quantize(value: Tensor, step: QuantizeStep, *, pruned: bool) -> Quantized:
     if step.method == "int8":
-        return quantize_int8(value)
+        return quantize_int8(value, step=step.step, activations=step.activations)
+    if step.method == "fp8":
+        return quantize_fp8(value, block=step.block, activations=step.activations)
     # Without zero points all zeros are one symbol, which the codec pays for: pico pruned by half
     # takes 3.07 bits a weight instead of 3.91, at the same divergence.
     symmetric = pruned if step.symmetric is None else step.symmetric

@@ -18,7 +18,7 @@ from tersor.converters.recipe_file import parse_prune_argument, parse_recipe
 from tersor.converters.sources.base import Kind, PlannedTensor
 
 _FOLDER = Path(__file__).parent / "recipes"
-_SHIPPED = ("float12", "int4", "int8", "lossless")
+_SHIPPED = ("float12", "fp8", "int4", "int8", "lossless", "w8a8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,9 +57,13 @@ class QuantizeStep:
     """Stores a matrix in a compressed layout; `float12` and `keep` leave it exact."""
 
     where: Selector
-    method: Literal["int8", "int4", "float12", "keep"]
+    method: Literal["int8", "int4", "fp8", "float12", "keep"]
     group: int = 32  # int4: columns that share a scale; 0 is the whole row
     symmetric: bool | None = None  # int4: no zero points; None: exactly where a prune step ran
+    step: Literal["row", "tensor"] = "row"  # int8: what shares a scale
+    block: int = 0  # fp8: rows and columns that share a scale; 0 is the row
+    # int8, fp8: what activations are rounded to, "16-bit" or the method's own name.
+    activations: str = "16-bit"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

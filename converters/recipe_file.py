@@ -14,6 +14,8 @@ _PRUNE_PATTERN = re.compile(r"(\d{1,3}):(\d{1,3})")
 _PRUNE_MAGNITUDE = re.compile(r"magnitude:(\d*\.?\d+)")
 _MAX_BLOCK = 64  # columns of an n:m pattern
 _GROUPS = (0, 16, 32, 64, 128, 256)
+_BLOCKS = (0, 128)
+_WIDE = "16-bit"  # activations as they are
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,20 +73,28 @@ _QUANTIZE: Mapping[str, _Key] = {
     **_SELECTOR,
     # Only these have operators that compute on a compressed weight.
     "kinds": _list_of("linear", "embedding"),
-    "method": _one_of("int8", "int4", "float12", "keep"),
+    "method": _one_of("int8", "int4", "fp8", "float12", "keep"),
     "group": _Key(
         f"one of {', '.join(map(str, _GROUPS))} (0: the whole row)",
         lambda value: _is_whole(value, 0, 256) and value in _GROUPS,
     ),
     "symmetric": _Key("true or false", lambda value: isinstance(value, bool)),
+    "step": _one_of("row", "tensor"),
+    "block": _Key(
+        f"one of {', '.join(map(str, _BLOCKS))} (0: a scale per row)",
+        lambda value: _is_whole(value, 0, 128) and value in _BLOCKS,
+    ),
+    "activations": _one_of(_WIDE, "int8", "fp8"),
 }
 _NEEDED: Mapping[str, tuple[str, ...]] = {"magnitude": ("fraction",), "pattern": ("keep", "of")}
 _FOREIGN: Mapping[str, tuple[str, ...]] = {
     "magnitude": ("keep", "of"),
     "pattern": ("fraction",),
-    "int8": ("group", "symmetric"),
-    "float12": ("group", "symmetric"),
-    "keep": ("group", "symmetric"),
+    "int8": ("group", "symmetric", "block"),
+    "int4": ("step", "block", "activations"),
+    "fp8": ("group", "symmetric", "step"),
+    "float12": ("group", "symmetric", "step", "block", "activations"),
+    "keep": ("group", "symmetric", "step", "block", "activations"),
 }
 _TOP = ("description", "prune", "quantize")
 
@@ -157,6 +167,11 @@ def _step(step: Mapping[str, Any], keys: Mapping[str, _Key], where: str) -> dict
     for key in _FOREIGN.get(method, ()):
         if key in checked:
             raise RecipeError(f"{where}: {key} means nothing for method {method!r}; remove it.")
+    if checked.get("activations", _WIDE) not in (_WIDE, method):
+        raise RecipeError(
+            f"{where}: activations is {checked['activations']!r}; expected {_WIDE!r} or {method!r} "
+            f"for method {method!r}."
+        )
     if method == "pattern" and checked["keep"] >= checked["of"]:
         raise RecipeError(
             f"{where}: keep is {checked['keep']}; expected less than of, which is {checked['of']}."

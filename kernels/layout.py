@@ -19,6 +19,9 @@ from tersor.kernels.gated.reference import gated
 
 Params = Mapping[str, str | int | float | bool | None]
 
+# Rows of a weight that may share a scale: where its planes can be cut.
+ROWS_MULTIPLE = 128
+
 
 @dataclass(frozen=True, slots=True)
 class PlaneSpec:
@@ -63,6 +66,17 @@ class Layout(ABC):
         caller gives up ownership. Raises LayoutError for missing, unknown or mis-shaped planes.
         """
 
+    @classmethod
+    def rows_of_planes(
+        cls, planes: Mapping[str, Tensor], start: int, stop: int, params: Params
+    ) -> Mapping[str, Tensor]:
+        """The planes of rows start..stop (or the end) of a weight, given those of all its rows.
+
+        `start` is a multiple of ROWS_MULTIPLE.
+        """
+        del params  # in most layouts every plane has a row for each of the weight's
+        return {name: plane[start:stop] for name, plane in planes.items()}
+
     @abstractmethod
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight decoded to a dense tensor of `shape` on `device`."""
@@ -106,7 +120,9 @@ def layouts() -> Mapping[str, type[Layout]]:
     """All layouts by name. Imported here, not above, so that each stays optional to load."""
     from tersor.kernels.dense import DenseLayout
     from tersor.kernels.float12 import Float12Layout
+    from tersor.kernels.fp8 import Fp8Layout
     from tersor.kernels.int4 import Int4Layout
     from tersor.kernels.int8 import Int8Layout
 
-    return {cls.name: cls for cls in (DenseLayout, Float12Layout, Int8Layout, Int4Layout)}
+    known = (DenseLayout, Float12Layout, Int8Layout, Fp8Layout, Int4Layout)
+    return {cls.name: cls for cls in known}

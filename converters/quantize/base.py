@@ -17,7 +17,7 @@ class Quantized:
     """A quantized matrix [N, K]."""
 
     layout: str
-    params: Mapping[str, int | bool]
+    params: Mapping[str, int | bool | str]
     planes: Mapping[str, tuple[str, Tensor]]  # plane name -> (dtype name, host tensor), in order
     squared_error: float  # sum over all weights of (decoded - given)^2
 

@@ -28,6 +28,22 @@ def round_int4(weight: Tensor, group: int, *, symmetric: bool) -> tuple[Tensor, 
     return torch.cat(codes, 1), torch.stack(scales, 1), torch.stack(zeros, 1)
 
 
+def round_fp8(weight: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """From weight [N, K]: codes e4m3 [N, K], and scales f32 [N] or one per block x block weights.
+
+    The absmax of a row (`block` 0) or block is at 448.
+    """
+    w = weight.to(torch.float32)
+    if not block:
+        scales = w.abs().amax(1) / 448  # [N]
+        return (w / scales[:, None]).to(torch.float8_e4m3fn), scales
+    bands = [[part.abs().max() / 448 for part in band.split(block, 1)] for band in w.split(block)]
+    scales = torch.tensor(bands)
+    wide = scales.repeat_interleave(block, 0)[: w.shape[0]]
+    wide = wide.repeat_interleave(block, 1)[:, : w.shape[1]]
+    return (w / wide).to(torch.float8_e4m3fn), scales
+
+
 def _round_group(w: Tensor, symmetric: bool) -> tuple[Tensor, Tensor, Tensor]:  # noqa: FBT001
     if symmetric:
         scale = storable(w.abs().amax(1) / 7)

@@ -33,7 +33,10 @@ def _widened_matmul(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | Non
     dtype = gemm_dtype(x)
     wide_x = x.to(dtype)
     y = torch.empty(x.shape[0], codes.shape[0], dtype=torch.float32)
+    # One buffer for all blocks: page faults of a new one each may cost ten times the conversion.
+    buffer = torch.empty(WIDENED_ROWS, x.shape[1], dtype=dtype)
     for start in range(0, codes.shape[0], WIDENED_ROWS):
         block = codes[start : start + WIDENED_ROWS, : x.shape[1]]
-        y[:, start : start + WIDENED_ROWS] = F.linear(wide_x, block.to(dtype))
+        wide = buffer[: block.shape[0]].copy_(block)
+        y[:, start : start + WIDENED_ROWS] = F.linear(wide_x, wide)
     return finished(y.mul_(scales), bias, x.dtype)

@@ -1,4 +1,4 @@
-"""The `int8` layout: one signed byte per weight and one step per row."""
+"""The `int8` layout: one signed byte per weight and one step per row, or for all."""
 
 from __future__ import annotations
 
@@ -17,32 +17,44 @@ from tersor.kernels.checks import (
     check_planes,
     shaped_like,
 )
-from tersor.kernels.errors import LayoutError
 from tersor.kernels.gemv.finish import Finish, finish_of
 from tersor.kernels.int8 import reference
 from tersor.kernels.int8.ops import int8_matmul
 from tersor.kernels.int8.packing import pack
+from tersor.kernels.int8.params import Int8Params
+from tersor.kernels.int8.w8a8.ops import int8_matmul_w8a8
 from tersor.kernels.layout import Layout, Params, PlaneSpec
 
 
 class Int8Layout(Layout):
-    """w = codes * scales: planes `codes` i8 [N, K] and `scales` bf16 [N], no parameters.
+    """w = codes * scales: planes `codes` i8 [N, K] and `scales` bf16 [N].
 
-    `matmul` rounds fp32 activations to bf16. On the CPU results for up to `packed_max_rows`
-    (crossover.py) rows have the same bits whatever the number of rows; above it another algorithm
-    takes over.
+    Parameters, both optional: `step` = "tensor" (`scales` is [1]: one for the whole weight) and
+    `activations` = "int8" (`matmul` rounds activations to signed bytes, token by token, see
+    w8a8/reference.py; without it to bf16).
+
+    On the CPU results for up to `packed_max_rows` (crossover.py) rows have the same bits whatever
+    the number of rows; above it another algorithm takes over. With `activations` = "int8" they
+    always do.
     """
 
     name: ClassVar[str] = "int8"
 
     def __init__(
-        self, codes: Tensor, scales: Tensor, shape: tuple[int, int], dtype: torch.dtype
+        self,
+        codes: Tensor,
+        scales: Tensor,
+        shape: tuple[int, int],
+        dtype: torch.dtype,
+        *,
+        int8_activations: bool,
     ) -> None:
         self.shape: tuple[int, int] = shape
         self.dtype = dtype
         self.device = codes.device
         self._codes = codes  # [N, Kp]
         self._scales = scales  # [N]
+        self._multiply = int8_matmul_w8a8 if int8_activations else int8_matmul
 
     @classmethod
     def plane_specs(
@@ -50,9 +62,8 @@ class Int8Layout(Layout):
     ) -> Mapping[str, PlaneSpec]:
         n, k = check_matrix_shape(cls.name, shape)
         check_floating(cls.name, dtype)
-        if params:
-            raise LayoutError(f"layout `int8` takes no parameters, got {sorted(params)}")
-        return {"codes": PlaneSpec("i8", (n, k)), "scales": PlaneSpec("bf16", (n,))}
+        scales = Int8Params.parse(params, k).scales(n)
+        return {"codes": PlaneSpec("i8", (n, k)), "scales": PlaneSpec("bf16", (scales,))}
 
     @classmethod
     def from_planes(
@@ -65,12 +76,22 @@ class Int8Layout(Layout):
     ) -> Self:
         cls.plane_specs(shape, dtype, params)
         n, k = check_matrix_shape(cls.name, shape)
+        parsed = Int8Params.parse(params, k)
         check_planes(
-            cls.name, planes, {"codes": (torch.int8, (n, k)), "scales": (torch.bfloat16, (n,))}
+            cls.name,
+            planes,
+            {"codes": (torch.int8, (n, k)), "scales": (torch.bfloat16, (parsed.scales(n),))},
         )
         codes = pack(planes["codes"].to(device))
-        scales = planes["scales"].to(device).contiguous()
-        return cls(codes, scales, (n, k), dtype)
+        scales = planes["scales"].to(device).expand(n).contiguous()
+        return cls(codes, scales, (n, k), dtype, int8_activations=parsed.int8_activations)
+
+    @classmethod
+    def rows_of_planes(
+        cls, planes: Mapping[str, Tensor], start: int, stop: int, params: Params
+    ) -> Mapping[str, Tensor]:
+        cut = super().rows_of_planes(planes, start, stop, params)
+        return {**cut, "scales": planes["scales"]} if "step" in params else cut
 
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
         return reference.dequantize(self._codes[:, : self.shape[1]], self._scales).to(
@@ -80,18 +101,18 @@ class Int8Layout(Layout):
     def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         n, k = self.shape
         check_operand(x, bias, n=n, k=k, device=self.device)
-        return shaped_like(int8_matmul(as_rows(x), self._codes, self._scales, bias), x)
+        return shaped_like(self._multiply(as_rows(x), self._codes, self._scales, bias), x)
 
     def partials(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         n, k = self.shape
         check_operand(x, bias, n=n, k=k, device=self.device)
-        return int8_matmul(as_rows(x), self._codes, self._scales, bias, Finish.PARTIALS)
+        return self._multiply(as_rows(x), self._codes, self._scales, bias, Finish.PARTIALS)
 
     def gated(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
         n, k = self.shape
         check_operand(x, bias, n=n, k=k, device=self.device)
         finish = finish_of(activation, n)
-        return shaped_like(int8_matmul(as_rows(x), self._codes, self._scales, bias, finish), x)
+        return shaped_like(self._multiply(as_rows(x), self._codes, self._scales, bias, finish), x)
 
     def rows(self, indices: Tensor, dtype: torch.dtype) -> Tensor:
         check_indices(indices, self.device)

@@ -11,10 +11,36 @@ from tersor.kernels.checks import ACTIVATION_DTYPES, check_tensor
 from tersor.kernels.gemv.config import GEMM_MIN_ROWS
 from tersor.kernels.gemv.finish import Finish, finished_like
 from tersor.kernels.gemv.launch import Product, decoded_product
-from tersor.kernels.gemv.triton import store_tile, tile_rows
+from tersor.kernels.gemv.triton import has_inline_asm, store_tile, tile_rows
 from tersor.kernels.int8.packing import BK, padded_k
 
 BMS = (8, 16, 32)
+
+# Four codes of a word to two bf16 pairs. With the sign bit s and the other seven bits l, a code is
+# l - 128 s. bf16 0x4300 | l is 128 + l and 0x4300 | (s << 7) is 128 + 128 s (bit 7 is the lowest of
+# the exponent): their difference is the code, exactly. Two weights take PRMT, two LOP3 and an FMA.
+UNPACK_ASM = tl.constexpr("""
+{
+    .reg .b32 lo, hi, low, sign, minus_one;
+    mov.b32 minus_one, 0xBF80BF80;
+    prmt.b32 lo, $2, 0, 0x4140;
+    prmt.b32 hi, $2, 0, 0x4342;
+    lop3.b32 low, lo, 0x007F007F, 0x43004300, 0xEA;
+    lop3.b32 sign, lo, 0x00800080, 0x43004300, 0xEA;
+    fma.rn.bf16x2 $0, sign, minus_one, low;
+    lop3.b32 low, hi, 0x007F007F, 0x43004300, 0xEA;
+    lop3.b32 sign, hi, 0x00800080, 0x43004300, 0xEA;
+    fma.rn.bf16x2 $1, sign, minus_one, low;
+}
+""")
+
+
+@triton.jit
+def _unpack(codes):
+    """Codes int8 [BN, BK] to bf16, by inline assembly; `codes.to` makes the same bits."""
+    return tl.inline_asm_elementwise(
+        UNPACK_ASM, "=&r,=&r,r", [codes], dtype=tl.bfloat16, is_pure=True, pack=4
+    )
 
 
 @triton.jit
@@ -36,6 +62,7 @@ def int8_matmul_kernel(
     BN: tl.constexpr,
     BK: tl.constexpr,
     EVEN_K: tl.constexpr,  # k is a multiple of BK: K needs no masks
+    USE_ASM: tl.constexpr,  # NVIDIA
 ):
     """out[s, i, r] = scales[r] * sum over c in split s of codes[r, c] * x[i, c] (+ bias[r]).
 
@@ -63,7 +90,8 @@ def int8_matmul_kernel(
             x_mask = (start + columns < k)[:, None]
             codes = tl.load(codes_ptrs + start, mask=code_mask, other=0)
             x = tl.load(x_ptrs + start, mask=x_mask, other=0.0)
-        acc = tl.dot(codes.to(COMPUTE), x.to(COMPUTE), acc)
+        weight = _unpack(codes) if USE_ASM else codes.to(COMPUTE)
+        acc = tl.dot(weight, x.to(COMPUTE), acc)
     acc *= tl.load(scales_ptr + row).to(tl.float32)[:, None]
     store_tile(acc, row, tokens, bias_ptr, out_ptr, tile, split, m, n, HAS_BIAS, GATE, BN, BM)
 
@@ -115,5 +143,9 @@ def product(codes: Tensor, scales: Tensor, k: int) -> Product:
         bms=BMS,
         weights=(codes, scales),
         sizes=(width,),
-        constants={"BK": BK, "EVEN_K": k % BK == 0},
+        constants={
+            "BK": BK,
+            "EVEN_K": k % BK == 0,
+            "USE_ASM": has_inline_asm(codes.device),
+        },
     )

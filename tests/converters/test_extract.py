@@ -65,6 +65,22 @@ def test_compressed_bundles_give_back_the_decoded_weights(
         assert ("norm" in key) <= bool(error == 0)
 
 
+@pytest.mark.parametrize(
+    ("step", "limit"),
+    [("method = 'int8'\nstep = 'tensor'", 0.03), ("method = 'fp8'\nblock = 128", 0.04)],
+)
+def test_rows_that_share_scales_are_cut_with_them(
+    pico: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, limit: float
+) -> None:
+    monkeypatch.setattr("tersor.converters.extract._DECODED_ELEMENTS", 1)
+    (tmp_path / "r.toml").write_text(f"[[quantize]]\nkinds = ['linear', 'embedding']\n{step}")
+    convert(pico, tmp_path / "b.tersor", recipe=load_recipe(str(tmp_path / "r.toml")))
+    extract(tmp_path / "b.tersor", tmp_path / "back")
+    back = load_folder(tmp_path / "back")
+    for key, tensor in load_folder(pico).items():
+        assert (back[key].float() - tensor.float()).norm() <= limit * tensor.float().norm(), key
+
+
 @pytest.mark.parametrize("name", ["llama-biases", "qwen2-tied", "qwen3", "mistral-window"])
 def test_shards_on_both_ends(tmp_path: Path, name: str) -> None:
     save_tiny_decoder(tmp_path / "in", name, shard_size="60KB")

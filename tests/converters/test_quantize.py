@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tersor.converters.quantize import Quantized, quantize_int4, quantize_int8
+from tersor.converters.quantize import Quantized, quantize_fp8, quantize_int4, quantize_int8
 from tersor.converters.quantize.base import CHUNK_ELEMENTS
-from tersor.converters.quantize.reference import round_int4, round_int8
+from tersor.converters.quantize.reference import round_fp8, round_int4, round_int8
+from tersor.kernels.fp8.reference import dequantize as dequantize_fp8
 from tersor.kernels.int4.reference import dequantize as dequantize_int4
 from tersor.kernels.int8.reference import dequantize as dequantize_int8
 from tersor.kernels.layout import layouts
@@ -29,6 +30,8 @@ def decode(quantized: Quantized) -> Tensor:
     planes = {name: tensor for name, (_dtype, tensor) in quantized.planes.items()}
     if quantized.layout == "int8":
         return dequantize_int8(planes["codes"], planes["scales"])
+    if quantized.layout == "fp8":
+        return dequantize_fp8(planes["codes"], planes["scales"])
     group = int(quantized.params["group"])
     return dequantize_int4(planes["codes"], planes["scales"], planes.get("zeros"), group)
 
@@ -44,6 +47,40 @@ def test_int8_never_loses_to_round_to_nearest(shape: tuple[int, int], dtype: tor
     ours = row_errors(decode(quantize_int8(w)), w)
     plain = row_errors(dequantize_int8(*round_int8(w)), w)
     assert (ours <= plain * (1 + 1e-6) + 1e-12).all()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_int8_with_one_step_never_loses_to_round_to_nearest(shape: tuple[int, int]) -> None:
+    w = weight(shape)
+    quantized = quantize_int8(w, step="tensor")
+    assert quantized.params == {"step": "tensor"}
+    codes, scales = round_int8(w.view(1, -1))
+    plain = row_errors(dequantize_int8(codes, scales).view(shape), w).sum()
+    assert row_errors(decode(quantized), w).sum() <= plain * (1 + 1e-6) + 1e-12
+
+
+@pytest.mark.parametrize("block", [0, 128])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fp8_never_loses_to_round_to_nearest(
+    shape: tuple[int, int], block: int, dtype: torch.dtype
+) -> None:
+    w = weight(shape, dtype)
+    ours = decode(quantize_fp8(w, block=block))
+    plain = dequantize_fp8(*round_fp8(w, block))
+    assert row_errors(ours, w).sum() <= row_errors(plain, w).sum() * (1 + 1e-6) + 1e-12
+
+
+def test_the_search_of_fp8_pays() -> None:
+    w = weight((256, 512))
+    ours = row_errors(decode(quantize_fp8(w)), w).sum()
+    assert ours < 0.96 * row_errors(dequantize_fp8(*round_fp8(w, 0)), w).sum()
+
+
+def test_rounded_activations_are_a_parameter() -> None:
+    w = weight((5, 32))
+    assert quantize_int8(w, activations="int8").params == {"activations": "int8"}
+    assert quantize_fp8(w, activations="fp8").params == {"block": 0, "activations": "fp8"}
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -72,7 +109,13 @@ def test_planes_are_those_of_the_layout(
     shape: tuple[int, int], group: int, symmetric: bool
 ) -> None:
     w = weight(shape, torch.bfloat16)
-    for quantized in (quantize_int8(w), quantize_int4(w, group=group, symmetric=symmetric)):
+    for quantized in (
+        quantize_int8(w),
+        quantize_int8(w, step="tensor", activations="int8"),
+        quantize_int4(w, group=group, symmetric=symmetric),
+        quantize_fp8(w, activations="fp8"),
+        quantize_fp8(w, block=128),
+    ):
         layout = layouts()[quantized.layout]
         specs = layout.plane_specs(shape, torch.bfloat16, quantized.params)
         made = {name: (dtype, tuple(t.shape)) for name, (dtype, t) in quantized.planes.items()}
@@ -87,7 +130,13 @@ def test_zeros_stay_zero_and_the_reported_error_is_the_real_one(symmetric: bool)
     w[5, :32] = 0
     w[7] = w[7].abs()
     w[9] = -w[9].abs()
-    for quantized in (quantize_int8(w), quantize_int4(w, group=32, symmetric=symmetric)):
+    for quantized in (
+        quantize_int8(w),
+        quantize_int8(w, step="tensor"),
+        quantize_int4(w, group=32, symmetric=symmetric),
+        quantize_fp8(w),
+        quantize_fp8(w, block=128),
+    ):
         decoded = decode(quantized)
         assert (decoded[w == 0] == 0).all()
         expected = float(row_errors(decoded, w).sum())
@@ -100,10 +149,12 @@ def test_extreme_weights_decode_to_finite_values() -> None:
     w[1] = 3e38
     w[2, ::2] = -3e38
     w[3] = 1e-30
-    for quantized in (quantize_int8(w), quantize_int4(w)):
+    for quantized in (quantize_int8(w), quantize_int4(w), quantize_fp8(w)):
         decoded = decode(quantized)
         assert decoded.isfinite().all()
         assert torch.allclose(decoded[1], w[1], rtol=0.01)
+    whole = decode(quantize_fp8(w, block=128))
+    assert torch.allclose(whole[1], w[1], rtol=0.01)
 
 
 def test_chunks_do_not_change_the_result() -> None:

@@ -32,10 +32,12 @@ def layouts_of(recipe_name: str) -> list[str | None]:
 
 
 def test_shipped_recipes() -> None:
-    assert recipe_names() == ("float12", "int4", "int8", "lossless")
+    assert recipe_names() == ("float12", "fp8", "int4", "int8", "lossless", "w8a8")
     assert layouts_of("lossless") == [None, None, None, None]
     assert layouts_of("int8") == ["int8", "int8", "int8", None]
     assert layouts_of("int4") == ["int8", "int8", "int4", None]
+    assert layouts_of("fp8") == ["fp8", "fp8", "fp8", None]
+    assert layouts_of("w8a8") == ["int8", "int8", "int8", None]
     for name in recipe_names():
         recipe = load_recipe(name)
         assert recipe.name == name
@@ -70,11 +72,18 @@ def test_float12_takes_matrices_of_bf16() -> None:
         assert recipe.plan(tensor).layout == "dense"
 
 
+def test_only_matrices_in_layers_of_w8a8_round_activations() -> None:
+    recipe = load_recipe("w8a8")
+    steps = [recipe.plan(tensor).quantize for tensor in (EMBEDDING, HEAD, DOWN)]
+    activations = [None if step is None else step.activations for step in steps]
+    assert activations == ["16-bit", "16-bit", "int8"]
+
+
 def test_small_matrices_stay_exact() -> None:
     assert load_recipe("int4").plan(planned("w", "linear", (8, 8))).quantize is None
 
 
-@pytest.mark.parametrize("name", ["lossless", "float12", "int8", "int4"])
+@pytest.mark.parametrize("name", ["lossless", "float12", "int8", "int4", "fp8", "w8a8"])
 def test_the_prune_argument_combines_with_every_recipe(name: str) -> None:
     recipe = load_recipe(name, prune="magnitude:0.5")
     assert recipe.name == f"{name}+magnitude:0.5"
@@ -147,16 +156,25 @@ def test_a_file_decides_by_first_match(tmp_path: Path) -> None:
         ("[[quantize]]\nbits = 4\nmethod = 'int4'", "number 1: unknown key 'bits'; allowed are"),
         (
             "[[quantize]]\ngroup = 32",
-            "method is missing; expected one of int8, int4, float12, keep",
+            "method is missing; expected one of int8, int4, fp8, float12, keep",
         ),
         (
             "[[quantize]]\nmethod = 'int3'",
-            "method is 'int3'; expected one of int8, int4, float12, keep",
+            "method is 'int3'; expected one of int8, int4, fp8, float12, keep",
         ),
         ("[[quantize]]\nmethod = 'int4'\ngroup = 48", "group is 48; expected one of 0, 16"),
         ("[[quantize]]\nmethod = 'int4'\ngroup = true", "group is True; expected one of"),
         ("[[quantize]]\nmethod = 'int4'\nsymmetric = 1", "symmetric is 1; expected true or false"),
         ("[[quantize]]\nmethod = 'int8'\ngroup = 32", "group means nothing for method 'int8'"),
+        ("[[quantize]]\nmethod = 'int8'\nstep = 'group'", "step is 'group'; expected one of row,"),
+        ("[[quantize]]\nmethod = 'fp8'\nstep = 'row'", "step means nothing for method 'fp8'"),
+        ("[[quantize]]\nmethod = 'fp8'\nblock = 64", "block is 64; expected one of 0, 128"),
+        ("[[quantize]]\nmethod = 'int4'\nblock = 128", "block means nothing for method 'int4'"),
+        ("[[quantize]]\nmethod = 'int4'\nactivations = 'int8'", "activations means nothing for"),
+        (
+            "[[quantize]]\nmethod = 'int8'\nactivations = 'fp8'",
+            "activations is 'fp8'; expected '16-bit' or 'int8' for method 'int8'",
+        ),
         ("[[quantize]]\nmethod = 'int8'\nkinds = ['other']", "kinds is .*; expected a list of"),
         ("[[quantize]]\nmethod = 'int8'\nmatch = '*'", "match is '.'; expected a list of globs"),
         (
@@ -183,7 +201,7 @@ def test_a_wrong_file_names_key_value_and_what_is_allowed(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("int5", "no recipe 'int5'; expected float12, int4, int8, lossless"),
+        ("int5", "no recipe 'int5'; expected float12, fp8, int4, int8, lossless, w8a8"),
         ("missing.toml", "cannot be read"),
         ("some/folder", "cannot be read"),
     ],

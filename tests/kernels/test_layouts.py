@@ -21,6 +21,7 @@ def test_layouts_are_found_by_their_names() -> None:
     assert {name: cls.name for name, cls in layouts().items()} == {
         "dense": "dense",
         "float12": "float12",
+        "fp8": "fp8",
         "int4": "int4",
         "int8": "int8",
     }
@@ -57,10 +58,10 @@ def test_plane_specs() -> None:
         ("int8", (4,), BF16, {}, r"matrices \[N, K\].*got shape \[4\]"),
         ("int8", (4, 0), BF16, {}, r"N, K >= 1, got shape \[4, 0\]"),
         ("int8", (4, 4), torch.int64, {}, "got torch.int64"),
-        ("int8", (4, 4), BF16, {"x": 1}, "takes no parameters"),
         ("float12", (4,), BF16, {}, r"matrices \[N, K\].*got shape \[4\]"),
         ("float12", (4, 4), torch.float32, {}, "bfloat16 weights, got torch.float32; use `dense`"),
         ("float12", (4, 4), BF16, {"x": 1}, "takes no parameters"),
+        ("int8", (4, 4), BF16, {"x": 1}, "`step` and `activations`, got \\['x'\\]"),
         ("int4", (4, 4), BF16, {"group": 32}, "`group` and `symmetric`, got \\['group'\\]"),
         ("int4", (4, 4), BF16, {"group": -1, "symmetric": True}, "integer >= 0, got -1"),
         ("int4", (4, 4), BF16, {"group": True, "symmetric": True}, "integer >= 0, got True"),

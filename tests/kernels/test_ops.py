@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from fp8_weights import Fp8Case
 from kernel_cases import Int4Case, Int8Case, activations
 from torch import Tensor, nn
 
@@ -31,6 +32,28 @@ def test_int8_matmul_passes_opcheck(m: int, dtype: torch.dtype) -> None:
         torch.library.opcheck(
             torch.ops.tersor.int8_matmul.default,
             (activations(m, 40, dtype), pack(case.codes), case.scales, *arguments),
+        )
+
+
+@DTYPES
+@pytest.mark.parametrize("finish", ["sum", "partials"])
+def test_int8_matmul_w8a8_passes_opcheck(finish: str, dtype: torch.dtype) -> None:
+    case = Int8Case.random(6, 40)
+    for bias in (None, torch.ones(6)):
+        torch.library.opcheck(
+            torch.ops.tersor.int8_matmul_w8a8.default,
+            (activations(3, 40, dtype), pack(case.codes), case.scales, bias, finish),
+        )
+
+
+@DTYPES
+@pytest.mark.parametrize("block", [0, 128])
+def test_fp8_matmul_passes_opcheck(block: int, dtype: torch.dtype) -> None:
+    case = Fp8Case.random(6, 40, block=block)
+    for arguments in ((False,), (True, torch.ones(6), "partials")):
+        torch.library.opcheck(
+            torch.ops.tersor.fp8_matmul.default,
+            (activations(3, 40, dtype), case.packed, case.scales, *arguments),
         )
 
 

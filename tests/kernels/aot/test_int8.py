@@ -12,7 +12,9 @@ from tersor.kernels.int8.triton import int8_matmul_kernel
 OPTIONS = {"num_warps": NUM_WARPS, "num_stages": NUM_STAGES, "maxnreg": MAX_REGISTERS}
 
 
-def _int8(bm: int, *, even_k: bool = True, gate: str = "", dtype: str = "bf16") -> Kernel:
+def _int8(
+    bm: int, *, even_k: bool = True, gate: str = "", dtype: str = "bf16", asm: bool = True
+) -> Kernel:
     pointers = {"x_ptr": "*bf16", "codes_ptr": "*i8", "scales_ptr": "*bf16", "bias_ptr": "*bf16"}
     sizes = ("m", "n", "k", "padded_k", "steps_per_split")
     aligned = ("n", "k", "padded_k") if even_k else ("padded_k",)
@@ -27,6 +29,7 @@ def _int8(bm: int, *, even_k: bool = True, gate: str = "", dtype: str = "bf16") 
             "BM": bm,
             "BN": BN,
             "BK": BK,
+            "USE_ASM": asm,
         },
         aligned=(*pointers, "out_ptr", *aligned),
         options=OPTIONS,
@@ -39,6 +42,7 @@ KERNELS = {
     "int8_batch8_ragged": _int8(8, even_k=False, dtype="fp32"),
     "int8_batch32": _int8(32),
     "int8_batch8_silu": _int8(8, gate="silu"),
+    "int8_batch8_portable": _int8(8, asm=False),
 }
 
 (
