@@ -95,6 +95,16 @@ class RowSelection:
         return part.reshape(last - first, *self.plane.shape[1:])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredChunk:
+    """The verified bytes of one chunk, and what decodes them."""
+
+    codec: str
+    stored: ByteArray
+    raw_bytes: int  # that it decodes to
+    table: ByteArray | None = None  # its stream's, if that has one
+
+
 class EncodedPlane:
     """The stored bytes of a plane (or of the blocks of some rows) in host memory, verified.
 
@@ -126,6 +136,25 @@ class EncodedPlane:
     def stored_bytes(self) -> int:
         """Host memory that the stored bytes take."""
         return self._stored.size + sum(t.size for t in self._tables if t is not None)
+
+    def chunks(self) -> list[list[StoredChunk]]:
+        """The chunks of each stream, in order: of all blocks, or of those of the fetched rows."""
+        selection = self._selection
+        streams: list[list[StoredChunk]] = [[] for _ in selection.plane.streams]
+        at = 0
+        for block in selection.blocks:
+            for number, stream in enumerate(selection.plane.streams):
+                chunk = stream.chunks[block]
+                streams[number].append(
+                    StoredChunk(
+                        codec=chunk.codec,
+                        stored=self._stored[at : at + chunk.stored_bytes],
+                        raw_bytes=chunk.raw_bytes,
+                        table=self._tables[number],
+                    )
+                )
+                at += chunk.stored_bytes
+        return streams
 
     def decode(
         self, *, times: PhaseTimes | None = None, cancelled: Cancelled | None = None

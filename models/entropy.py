@@ -3,61 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from tersor.bundle.codecs.entropy.rans_chunk import RansChunk
-from tersor.bundle.dtypes import ByteArray
+from tersor.bundle.encoded_plane import StoredChunk
 from tersor.bundle.errors import BundleCorruptError
-from tersor.kernels.entropy import EncodedChunk, RansBatch, RansTables, rans_decode
-from tersor.kernels.errors import CorruptChunkError, LayoutError
+from tersor.kernels.entropy import EncodedChunk, RansTables
+from tersor.kernels.errors import LayoutError
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class StoredChunk:
-    """A chunk of the codec `rans` as a bundle holds it."""
+def encoded_chunks(chunks: Sequence[StoredChunk]) -> list[EncodedChunk]:
+    """Parses chunks of the codec `rans`; equal models become one object.
 
-    stored: ByteArray
-    raw_bytes: int  # that it decodes to
-    table: ByteArray | None = None  # its stream's, if that has one
-
-
-def rans_batch(chunks: Sequence[StoredChunk], device: torch.device) -> RansBatch:
-    """Parses chunks, and copies them to `device` for one launch.
-
-    Args:
-        chunks: at least one; the symbols of all have one width.
-        device: of CUDA.
+    Nothing is decoded, and words stay where they are if they may be written to.
 
     Raises:
-        BundleCorruptError: a chunk is malformed, or the chunks do not go together.
+        BundleCorruptError: a chunk is malformed.
     """
     tables: dict[bytes, RansTables] = {}
     try:
-        return RansBatch.pack([_encoded(chunk, tables) for chunk in chunks], device)
+        return [_encoded(chunk, tables) for chunk in chunks]
     except LayoutError as error:
-        raise BundleCorruptError(f"rANS chunks cannot be decoded: {error}") from error
-
-
-def decode_rans(chunks: Sequence[StoredChunk], device: torch.device) -> list[Tensor]:
-    """Decodes chunks on a GPU, all of them at once, and waits for it.
-
-    Returns:
-        The symbols of each chunk on `device`, uint8 or uint16: views of one tensor.
-
-    Raises:
-        BundleCorruptError: a chunk is malformed, or its words do not decode.
-    """
-    batch = rans_batch(chunks, device)
-    symbols, errors = rans_decode(batch)
-    try:
-        batch.check(errors)
-    except CorruptChunkError as error:
-        raise BundleCorruptError(f"rANS chunks are damaged: {error}") from error
-    return list(symbols.split(batch.chunk_symbols))
+        raise BundleCorruptError(f"a rANS chunk cannot be decoded: {error}") from error
 
 
 def _encoded(stored: StoredChunk, tables: dict[bytes, RansTables]) -> EncodedChunk:

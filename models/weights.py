@@ -2,7 +2,8 @@
 
 A group passes through two tiers: `fetch_group` brings its stored bytes into host memory, verified;
 `EncodedGroup.load` decodes them and packs each tensor into its layout on a device. `load_group`
-does both, a tensor at a time, so that only one tensor exists compressed and decoded at once.
+does both, a tensor at a time, so that only one tensor exists compressed and decoded at once. Where
+a GPU can decode a plane it is sent compressed (`device_decode.py`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tersor.bundle.errors import BundleError, BundleLimitError
-from tersor.bundle.manifest import Manifest, TensorEntry
+from tersor.bundle.manifest import Manifest, Plane, TensorEntry
 from tersor.bundle.phases import PhaseTimes, measured
 from tersor.bundle.program import UNUSED_GROUP
 from tersor.kernels.errors import LayoutError
@@ -27,6 +28,7 @@ from tersor.models.errors import WeightError
 
 if TYPE_CHECKING:
     from tersor.bundle.reader import BundleReader, EncodedPlane
+    from tersor.models.device_decode import DeviceDecoder
 
 Cancelled = Callable[[], bool]
 WeightShapes = Mapping[str, Mapping[str, tuple[int, ...]]]  # group -> tensor -> shape
@@ -83,7 +85,7 @@ def load_group(
         group: a group name of its manifest.
         device: where the layouts become resident.
         times: seconds are added by phase: `read`, `verify`, `decode`, `transfer` (to a device other
-            than the CPU) and `repack`.
+            than the CPU) and `repack`. What overlaps on a GPU counts as what is waited for.
         cancelled: polled between chunks; when it answers True, BundleCancelledError is raised.
 
     Raises:
@@ -91,13 +93,23 @@ def load_group(
         BundleError: the bundle cannot be read, is damaged, or the read was cancelled;
             BundleLimitError: a tensor does not fit into memory.
     """
+    decoder = _device_decoder(device)
+
+    def read(plane: Plane) -> Tensor:
+        if decoder is None or not decoder.takes(plane):
+            return _as_tensor(reader.read_plane(plane, times=times, cancelled=cancelled), plane)
+        encoded = reader.fetch_plane(plane, times=times, cancelled=cancelled)
+        try:
+            return decoder.decode(
+                encoded, torch_dtype(plane.dtype), times=times, cancelled=cancelled
+            )
+        except BundleError as error:
+            raise type(error)(f"{reader.name}: {error}") from error
+
     weights: dict[str, Layout] = {}
     for entry in _entries(reader.manifest, group):
-        with _naming(entry):
-            planes = {
-                plane.name: reader.read_plane(plane, times=times, cancelled=cancelled)
-                for plane in _checked(entry).planes
-            }
+        with _naming(entry), _memory_for(entry, device):
+            planes = {plane.name: read(plane) for plane in _checked(entry).planes}
         weights[entry.name] = _pack(entry, planes, device, times)
     return weights
 
@@ -160,14 +172,22 @@ class EncodedGroup:
             BundleError: the stored bytes do not decode, or the load was cancelled;
                 BundleLimitError: a tensor does not fit into memory.
         """
+        decoder = _device_decoder(device)
+
+        def decode(encoded: EncodedPlane) -> Tensor:
+            plane = encoded.plane
+            if decoder is None or not decoder.takes(plane):
+                return _as_tensor(encoded.decode(times=times, cancelled=cancelled), plane)
+            return decoder.decode(
+                encoded, torch_dtype(plane.dtype), times=times, cancelled=cancelled
+            )
+
         weights: dict[str, Layout] = {}
         for tensor in self.tensors:
-            with _naming(tensor.entry):
-                planes = {
-                    encoded.plane.name: encoded.decode(times=times, cancelled=cancelled)
-                    for encoded in tensor.planes
-                }
-            weights[tensor.entry.name] = _pack(tensor.entry, planes, device, times)
+            entry = tensor.entry
+            with _naming(entry), _memory_for(entry, device):
+                planes = {encoded.plane.name: decode(encoded) for encoded in tensor.planes}
+            weights[entry.name] = _pack(entry, planes, device, times)
         return weights
 
 
@@ -237,6 +257,15 @@ def check_weights(manifest: Manifest, expected: WeightShapes) -> None:
         raise WeightError(f"the bundle does not fit its program: {'; '.join(problems)}")
 
 
+def _device_decoder(device: torch.device) -> DeviceDecoder | None:
+    """What decodes planes on `device`, if it is one that does."""
+    if device.type != "cuda":
+        return None
+    from tersor.models.device_decode import DeviceDecoder
+
+    return DeviceDecoder(device)
+
+
 @contextmanager
 def _naming(entry: TensorEntry) -> Iterator[None]:
     """Puts the tensor's name before what the bundle says of one of its planes."""
@@ -286,22 +315,18 @@ def _checked(entry: TensorEntry) -> TensorEntry:
 
 def _pack(
     entry: TensorEntry,
-    planes: Mapping[str, np.ndarray],
+    planes: Mapping[str, Tensor],
     device: torch.device,
     times: PhaseTimes | None,
 ) -> Layout:
-    tensors = {
-        plane.name: _as_tensor(planes[plane.name], torch_dtype(plane.dtype))
-        for plane in entry.planes
-    }
     with _memory_for(entry, device):
         if device.type != "cpu":
             with measured(times, "transfer"):
-                tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+                planes = {name: tensor.to(device) for name, tensor in planes.items()}
         with measured(times, "repack"):
             try:
                 layout = layouts()[entry.layout].from_planes(
-                    tensors, entry.shape, torch_dtype(entry.dtype), entry.params, device
+                    planes, entry.shape, torch_dtype(entry.dtype), entry.params, device
                 )
             except LayoutError as error:
                 raise WeightError(f"tensor {entry.name!r}: {error}") from error
@@ -328,8 +353,9 @@ def _memory_for(entry: TensorEntry, device: torch.device) -> Iterator[None]:
         ) from error
 
 
-def _as_tensor(array: np.ndarray, dtype: torch.dtype) -> Tensor:
+def _as_tensor(array: np.ndarray, plane: Plane) -> Tensor:
     """A tensor over the array's memory; bf16 and fp8 arrive as unsigned integers of their width."""
+    dtype = torch_dtype(plane.dtype)
     if not array.flags.writeable:  # torch tensors are writable, so read-only memory must be copied
         array = array.copy()
     tensor = torch.from_numpy(array)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tersor.kernels.entropy.chunk import BLOCK_SYMBOLS, LANES, EncodedChunk, RansTables
 from tersor.kernels.errors import CorruptChunkError, LayoutError
+from tersor.kernels.staging import Staging
 
 # Numbers that describe a block; the kernel loads them by this order.
 BLOCK_FIELDS = (
@@ -71,10 +72,23 @@ class RansBatch:
     choice: TableChoice
 
     @classmethod
-    def pack(cls, chunks: Sequence[EncodedChunk], device: torch.device) -> Self:
+    def pack(
+        cls,
+        chunks: Sequence[EncodedChunk],
+        device: torch.device,
+        *,
+        places: Sequence[int] | None = None,
+        staging: Staging | None = None,
+    ) -> Self:
         """Joins the parts of all chunks, and copies them to `device`.
 
         Tables are taken once if chunks share the object.
+
+        Args:
+            chunks: at least one.
+            device: where they are to be decoded.
+            places: where each chunk begins in the output, in symbols; None: one after the other.
+            staging: what copies to `device`, if it is at hand.
 
         Raises:
             LayoutError: there is no chunk, or the chunks' symbols are of different widths.
@@ -89,28 +103,41 @@ class RansBatch:
         rows = [_row_offsets(chunk) for chunk in chunks]
         columns = [chunk.column_class.to(torch.int32) << chunk.tables.precision for chunk in chunks]
         slots_at = _starts(each.codes.numel() for each in tables)
-        places = {id(each): at for each, at in zip(tables, slots_at, strict=True)}
-        out_at = _starts(chunk.symbols for chunk in chunks)
+        tables_at = {id(each): at for each, at in zip(tables, slots_at, strict=True)}
+        out_at = _starts(chunk.symbols for chunk in chunks) if places is None else places
         starts = zip(
             _starts(chunk.words.numel() for chunk in chunks),
             out_at,
-            (places[id(chunk.tables)] for chunk in chunks),
+            (tables_at[id(chunk.tables)] for chunk in chunks),
             _starts(each.numel() for each in rows),
             _starts(each.numel() for each in columns),
             strict=True,
         )
         blocks = [_describe(chunk, *at) for chunk, at in zip(chunks, starts, strict=True)]
         patches = [chunk.patch_positions + at for chunk, at in zip(chunks, out_at, strict=True)]
+        sent = (staging or Staging(device)).send(
+            [
+                [chunk.words for chunk in chunks],
+                [chunk.states for chunk in chunks],
+                blocks,
+                [_entries(tables)],
+                rows,
+                [_zeros(1), *columns, _zeros(2 * LANES)],
+                patches,
+                [chunk.patch_values for chunk in chunks],
+            ]
+        )
+        words, states, described, slots, row_offsets, column_offsets, positions, values = sent
         return cls(
             chunk_symbols=tuple(chunk.symbols for chunk in chunks),
-            words=_joined([chunk.words for chunk in chunks], device),
-            states=torch.cat([chunk.states for chunk in chunks]).to(device),
-            blocks=torch.cat(blocks).to(device),
-            slots=_entries(tables).to(device),
-            rows=torch.cat(rows).to(device),
-            columns=torch.cat([_zeros(1), *columns, _zeros(2 * LANES)]).to(device),
-            patch_positions=torch.cat(patches).to(device),
-            patch_values=torch.cat([chunk.patch_values for chunk in chunks]).to(device),
+            words=words,
+            states=states.view(-1, LANES),
+            blocks=described.view(-1, len(BLOCK_FIELDS)),
+            slots=slots,
+            rows=row_offsets,
+            columns=column_offsets,
+            patch_positions=positions,
+            patch_values=values,
             choice=max(map(_choice, chunks)),
         )
 
@@ -137,16 +164,6 @@ class RansBatch:
                     f"{bad.numel()} of {errors.numel()} blocks; copy the file again"
                 )
             at += blocks
-
-
-def _joined(parts: Sequence[Tensor], device: torch.device) -> Tensor:
-    """One after the other on `device`, each copied once."""
-    joined = torch.empty(sum(map(len, parts)), dtype=parts[0].dtype, device=device)
-    at = 0
-    for part in parts:
-        joined[at : at + len(part)].copy_(part)
-        at += len(part)
-    return joined
 
 
 def _starts(sizes: Iterable[int]) -> list[int]:

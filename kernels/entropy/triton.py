@@ -243,10 +243,18 @@ def decode(batch: RansBatch) -> tuple[Tensor, Tensor]:
     Raises:
         LayoutError: a tensor has another shape, dtype or device, or is not contiguous.
     """
+    check_device(batch.words.device)
+    out = torch.empty(batch.symbols, dtype=batch.patch_values.dtype, device=batch.words.device)
+    return out, decode_into(batch, out)
+
+
+def decode_into(batch: RansBatch, out: Tensor) -> Tensor:
+    """Decodes a batch into `out` [n] in the dtype of `patch_values`; int32 [blocks] as `decode`."""
     device = batch.words.device
     check_device(device)
     _check(batch)
-    out = torch.empty(batch.symbols, dtype=batch.patch_values.dtype, device=device)
+    dtype = batch.patch_values.dtype
+    check_tensor("out", out, shape=(None,), dtypes=(dtype,), device=device)
     count = batch.states.shape[0]
     errors = torch.empty(count, dtype=torch.int32, device=device)
     if count:
@@ -263,7 +271,7 @@ def decode(batch: RansBatch) -> tuple[Tensor, Tensor]:
             batch.slots.numel(),
             batch.rows.numel(),
             batch.columns.numel(),
-            batch.symbols,
+            out.numel(),
             NARROW=batch.slots.dtype == torch.uint32,
             BY_COLUMN=batch.choice == TableChoice.COLUMN,
             BY_SYMBOL=batch.choice == TableChoice.SYMBOL,
@@ -276,12 +284,12 @@ def decode(batch: RansBatch) -> tuple[Tensor, Tensor]:
             out,
             batch.patch_positions,
             batch.patch_values,
-            batch.symbols,
+            out.numel(),
             patches,
             BLOCK=PATCHES,
             num_warps=4,
         )
-    return out, errors
+    return errors
 
 
 def _check(batch: RansBatch) -> None:

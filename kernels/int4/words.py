@@ -11,6 +11,7 @@ from tersor.kernels.gemv.finish import Finish
 from tersor.kernels.int4.form import Planes
 from tersor.kernels.int4.ops import int4_matmul_words
 from tersor.kernels.int4.packing import dequantize_words, pack_words
+from tersor.kernels.interleave import interleave
 
 ROWS_TO_PACK = 4096  # packing widens codes to int32: in blocks, to bound what that takes
 
@@ -29,10 +30,14 @@ class WordsForm:
     def pack(cls, planes: Planes, bw: int) -> WordsForm:
         """Packs for blocks of `bw` words (see `block_words`)."""
         zeros = planes.zeros
+        if planes.codes.device.type == "cpu":
+            words = torch.cat([pack_words(part, bw) for part in planes.codes.split(ROWS_TO_PACK)])
+        else:
+            words = interleave(planes.codes.contiguous(), 4, bw)
         return cls(
             k=planes.codes.shape[1],
             group=planes.group,
-            words=torch.cat([pack_words(part, bw) for part in planes.codes.split(ROWS_TO_PACK)]),
+            words=words,
             scales=planes.scales.T.contiguous(),
             zeros=None if zeros is None else zeros.T.contiguous(),
         )
