@@ -43,7 +43,8 @@ def join_float8(streams: Tensor, symbols: int, mantissa_bits: int) -> tuple[Tens
     exponents, packed = streams[:symbols], streams[symbols:]
     nibbles = join_nibbles(packed, symbols)
     bad = unused_bits(packed[-1:], 4 * (symbols % 2))
-    bad |= (exponents >> (7 - mantissa_bits)).any() | (nibbles >> (mantissa_bits + 1)).any()
+    bad |= (exponents >> (7 - mantissa_bits) != 0).any()
+    bad |= (nibbles >> (mantissa_bits + 1) != 0).any()
     sign = (nibbles >> mantissa_bits) << 7
     mantissa = nibbles & ((1 << mantissa_bits) - 1)
     return (exponents << mantissa_bits) | sign | mantissa, bad
@@ -71,4 +72,4 @@ def join_bits(streams: Tensor, symbols: int, bits: int) -> tuple[Tensor, Tensor]
 
 def unused_bits(last: Tensor, bits: int) -> Tensor:
     """Whether one of the highest `bits` bits of any of these bytes is set: bool, a scalar."""
-    return (last.to(torch.int32) >> (8 - bits)).any()
+    return (last.to(torch.int32) >> (8 - bits) != 0).any()

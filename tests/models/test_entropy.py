@@ -1,4 +1,4 @@
-"""Chunks of the bundle's rANS codec through the kernels' form: its reference, and the kernel."""
+"""Chunks of the bundle's rANS codec in the kernels' form, decoded by its definition."""
 
 from __future__ import annotations
 
