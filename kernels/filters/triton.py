@@ -47,15 +47,16 @@ def join_floats_kernel(
 
 @triton.jit
 def join_nibbles_kernel(
-    stream_ptr,  # uint8 [ceil(symbols / 2)]
+    stream_ptr,  # uint8 [size], size = ceil(symbols / 2)
     out_ptr,  # uint8 [symbols]
+    size,
     symbols,
     BLOCK: tl.constexpr,
 ):
     """out[2i] = low half of byte i, out[2i + 1] = high half. Grid: (bytes / BLOCK,)."""
     first = tl.program_id(0).to(tl.int64) * BLOCK
     at = first + tl.arange(0, BLOCK)
-    packed = tl.load(stream_ptr + at, mask=at < (symbols + 1) // 2, other=0)
+    packed = tl.load(stream_ptr + at, mask=at < size, other=0)
     out = 2 * first + tl.arange(0, 2 * BLOCK)
     tl.store(out_ptr + out, tl.interleave(packed & 15, packed >> 4), mask=out < symbols)
 
@@ -87,5 +88,7 @@ def join_nibbles(stream: Tensor, symbols: int) -> Tensor:
     out = torch.empty(symbols, dtype=torch.uint8, device=stream.device)
     if symbols:
         grid = (triton.cdiv(stream.numel(), BLOCK),)
-        join_nibbles_kernel[grid](stream, out, symbols, BLOCK=BLOCK, num_warps=NUM_WARPS)
+        join_nibbles_kernel[grid](
+            stream, out, stream.numel(), symbols, BLOCK=BLOCK, num_warps=NUM_WARPS
+        )
     return out
