@@ -65,6 +65,7 @@ gpu-bench: ## kernels on a CUDA device, beside their peers; WHEELS says where ge
 	PYTHONPATH=typecheck $(PYTHON) benchmarks/gpu_matmul.py $(if $(WHEELS),--wheels $(WHEELS)) $(if $(MINUTES),--minutes $(MINUTES))
 	PYTHONPATH=typecheck $(PYTHON) benchmarks/gpu_entropy.py
 	PYTHONPATH=typecheck $(PYTHON) benchmarks/gpu_decode.py
+	PYTHONPATH=typecheck $(PYTHON) benchmarks/gpu_load.py
 
 results: $(STAMP) ## write docs/results.md and its pictures from benchmarks/results
 	$(BIN)/python benchmarks/plots.py
