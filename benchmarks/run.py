@@ -10,6 +10,7 @@ NOT_HERE = {
     "record.py",
     "real_weights.py",
     "run.py",
+    "benchmark_bundle.py",
     "figures.py",
     "gpu_decode.py",
     "gpu_entropy.py",

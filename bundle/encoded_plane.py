@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Self
@@ -155,6 +155,25 @@ class EncodedPlane:
                 )
                 at += chunk.stored_bytes
         return streams
+
+    def decode_chunks(
+        self, chunks: Sequence[StoredChunk], *, cancelled: Cancelled | None = None
+    ) -> list[ByteArray]:
+        """Decodes some of `chunks()`, several at once.
+
+        Raises:
+            BundleCorruptError: the bytes do not decode to what the manifest declares.
+            BundleCancelledError: `cancelled()` became true.
+        """
+        decoded: dict[int, ByteArray] = {}
+
+        def work(number: int, chunk: StoredChunk) -> None:
+            codec = self._context.codecs[chunk.codec]
+            decoded[number] = codec.decode(chunk.stored, chunk.raw_bytes, chunk.table)
+
+        tasks = [partial(work, number, chunk) for number, chunk in enumerate(chunks)]
+        self._context.workers.run(tasks, cancelled)
+        return [decoded[number] for number in range(len(chunks))]
 
     def decode(
         self, *, times: PhaseTimes | None = None, cancelled: Cancelled | None = None

@@ -1,11 +1,13 @@
 """Planes that are decoded where they become resident: compressed bytes cross the link.
 
-A plane is sent compressed if all its chunks are of the codec `rans`, or stored raw, and it is large
-enough to be worth a launch. All others are decoded on the host and copied as they are.
+A plane is sent compressed if most of what is coded in it is of the codec `rans`, and it is large
+enough to be worth a launch. Its chunks of other codecs are decoded on the host, as are all chunks
+of all other planes.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
@@ -16,8 +18,8 @@ import torch
 from torch import Tensor
 
 from tersor.bundle.decoding import Cancelled, check_cancelled
-from tersor.bundle.dtypes import SYMBOL_LIMITS, Geometry
-from tersor.bundle.encoded_plane import EncodedPlane, StoredChunk
+from tersor.bundle.dtypes import SYMBOL_LIMITS, ByteArray, Geometry
+from tersor.bundle.encoded_plane import EncodedPlane
 from tersor.bundle.errors import BundleCorruptError
 from tersor.bundle.manifest import DTYPES, Plane
 from tersor.bundle.phases import PhaseTimes, measured
@@ -52,8 +54,11 @@ class DeviceDecoder:
         """Whether `decode` can do it on the device, as far as the manifest tells."""
         if plane.raw_bytes < self._min_plane_bytes:
             return False
-        codecs = {chunk.codec for stream in plane.streams for chunk in stream.chunks}
-        if "rans" not in codecs or not codecs <= {"rans", "raw"}:
+        coded = Counter[str]()
+        for stream in plane.streams:
+            for chunk in stream.chunks:
+                coded[chunk.codec] += chunk.raw_bytes
+        if coded["rans"] == 0 or 2 * coded["rans"] < coded.total() - coded["raw"]:
             return False
         geometry = Geometry.of_plane(plane)
         if plane.filter == "row_exponent":
@@ -80,13 +85,12 @@ class DeviceDecoder:
 
         Raises:
             BundleCorruptError: the bytes do not decode to what the manifest declares.
-            BundleLimitError: where they do not, because they do not fit into memory.
             BundleCancelledError: `cancelled()` became true.
         """
         with measured(times, "decode"):
             check_cancelled(cancelled)
             try:
-                parts = _parts(encoded.chunks())
+                parts = _parts(encoded, cancelled)
             except BundleCorruptError as error:
                 raise self._named(encoded, error) from error
         if not _go_together(parts):
@@ -117,10 +121,18 @@ class DeviceDecoder:
         )
 
 
-def _parts(streams: list[list[StoredChunk]]) -> list[Part]:
-    chunks = [chunk for stream in streams for chunk in stream]
+def _parts(encoded: EncodedPlane, cancelled: Cancelled | None) -> list[Part]:
+    """What is sent, for all chunks of all streams in order. Raises BundleCorruptError."""
+    chunks = [chunk for stream in encoded.chunks() for chunk in stream]
     coded = iter(encoded_chunks([chunk for chunk in chunks if chunk.codec == "rans"]))
-    return [next(coded) if chunk.codec == "rans" else _raw(chunk) for chunk in chunks]
+    others = [chunk for chunk in chunks if chunk.codec not in {"rans", "raw"}]
+    decoded = iter(encoded.decode_chunks(others, cancelled=cancelled))
+    return [
+        next(coded)
+        if chunk.codec == "rans"
+        else _bytes(chunk.stored if chunk.codec == "raw" else next(decoded))
+        for chunk in chunks
+    ]
 
 
 def _go_together(parts: list[Part]) -> bool:
@@ -130,9 +142,9 @@ def _go_together(parts: list[Part]) -> bool:
     return widths == {1} or (widths == {2} and even)
 
 
-def _raw(chunk: StoredChunk) -> Tensor:
-    # Copied only where a bundle's bytes may not be written to.
-    return torch.from_numpy(np.require(chunk.stored, requirements=["W"]))
+def _bytes(data: ByteArray) -> Tensor:
+    # Copied only where they may not be written to, which torch does not take.
+    return torch.from_numpy(np.require(data, requirements=["W"]))
 
 
 def _join(plane: Plane, streams: Tensor) -> Joined:

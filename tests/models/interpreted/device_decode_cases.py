@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from poison import poisoned_memory
-from tiny_bundles import writer
+from tiny_bundles import add, writer
 
 from tersor.bundle import encoding, limits
 from tersor.bundle.dtypes import AnyArray, numpy_dtype
@@ -227,8 +227,8 @@ def test_streams_that_no_plane_has_are_named_as_on_the_host(
     encoded = _only(fetch_group(bundle, "layers.0"), "e4m3")
     real = device_decode._parts
 
-    def changed(streams: object) -> object:
-        parts = real(streams)  # type: ignore[arg-type]
+    def changed(*args: object) -> object:
+        parts = real(*args)  # type: ignore[arg-type]
         parts[-1] = torch.full((17 * 29 // 2 + 1,), 0xFF, dtype=torch.uint8)
         return parts
 
@@ -246,38 +246,53 @@ def test_loads_are_cancelled(bundle: BundleReader, on_the_device: list[str]) -> 
     assert on_the_device == ["float_split"]
 
 
-def test_shared_chunks_and_other_codecs(tmp_path: Path, on_the_device: list[str]) -> None:
-    """Equal blocks are stored once; planes of another codec go the host's way."""
+def test_shared_chunks(tmp_path: Path, on_the_device: list[str]) -> None:
+    """Equal blocks are stored once, and decoded as often as they occur."""
     array = CASES["plain-blocks"].array()
-    case = _Case(filter="none", dtype="i8", shape=(31, 32), block_bytes=600)
-    for codec, ways in (("rans", ["none", "none"]), ("zstd", [])):
-        path = tmp_path / f"{codec}.tersor"
-        repeated = np.concatenate([array[:18], array[:18], array[18:36]])
+    repeated = np.concatenate([array[:18], array[:18], array[18:36]])
+    with (
+        mock.patch.object(limits, "TARGET_BLOCK_RAW_BYTES", 600),
+        mock.patch.object(encoding, "filters_for", return_value=(FILTERS["none"],)),
+        writer(tmp_path / "shared.tersor", codec="rans") as target,
+    ):
+        add(target, "a", "i8", repeated, group="layers.0")
+        add(target, "b", "i8", repeated[:36], group="layers.0")
+        target.commit()
+    with BundleReader.open(tmp_path / "shared.tersor", threads=1) as reader:
+        chunks = [
+            chunk.offset
+            for entry in reader.manifest.tensors
+            for chunk in entry.planes[0].streams[0].chunks
+        ]
+        loaded = load_group(reader, "layers.0", CPU)
+    assert len(set(chunks)) < len(chunks)
+    assert on_the_device == ["none", "none"]
+    assert torch.equal(loaded["a"].dense(), torch.from_numpy(repeated))
+    assert torch.equal(loaded["b"].dense(), torch.from_numpy(repeated[:36]))
+
+
+def test_chunks_of_other_codecs_are_decoded_on_the_host(
+    tmp_path: Path, on_the_device: list[str]
+) -> None:
+    """A block that repeats is best stored by a string matcher; the others are not."""
+    case = _Case(filter="none", dtype="i8", shape=(120, 64), block_bytes=2560, spread=0.25)
+    array = case.array()
+    array[80:] = np.arange(64)
+    for rows, ways in ((120, ["none"]), (40, [])):
+        path = tmp_path / "mixed.tersor"
         with (
             mock.patch.object(limits, "TARGET_BLOCK_RAW_BYTES", case.block_bytes),
             mock.patch.object(encoding, "filters_for", return_value=(FILTERS["none"],)),
-            writer(path, codec=codec) as target,
+            writer(path, codec="auto") as target,
         ):
-            for name, values in (("a", repeated), ("b", repeated[:36])):
-                target.add_tensor(
-                    name=name,
-                    group="layers.0",
-                    shape=values.shape,
-                    dtype="i8",
-                    layout="dense",
-                    params={},
-                    planes={"values": PlaneData(dtype="i8", array=values)},
-                )
+            add(target, "a", "i8", array[-rows:], group="layers.0")
             target.commit()
         on_the_device.clear()
-        with BundleReader.open(path, threads=1) as reader:
-            chunks = [
-                chunk.offset
-                for entry in reader.manifest.tensors
-                for chunk in entry.planes[0].streams[0].chunks
-            ]
+        with BundleReader.open(path, threads=2) as reader:
+            chunks = _entry(reader, "a").planes[0].streams[0].chunks
             loaded = load_group(reader, "layers.0", CPU)
-        assert len(set(chunks)) < len(chunks)
+        codecs = {chunk.codec for chunk in chunks}
+        assert ("rans" in codecs) == bool(ways)
+        assert codecs & {"lz4", "zstd", "huffman"}
         assert on_the_device == ways
-        assert torch.equal(loaded["a"].dense(), torch.from_numpy(repeated))
-        assert torch.equal(loaded["b"].dense(), torch.from_numpy(repeated[:36]))
+        assert torch.equal(loaded["a"].dense(), torch.from_numpy(array[-rows:]))
