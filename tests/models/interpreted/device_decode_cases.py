@@ -275,10 +275,10 @@ def test_chunks_of_other_codecs_are_decoded_on_the_host(
     tmp_path: Path, on_the_device: list[str]
 ) -> None:
     """A block that repeats is best stored by a string matcher; the others are not."""
-    case = _Case(filter="none", dtype="i8", shape=(240, 64), block_bytes=5120, spread=0.35)
+    case = _Case(filter="none", dtype="i8", shape=(160, 64), block_bytes=5120, spread=0.35)
     array = case.array()
-    array[160:] = np.arange(64)
-    for rows, ways in ((240, ["none"]), (80, [])):
+    array[80:] = np.arange(64)
+    for rows, ways in ((160, ["none"]), (80, [])):
         path = tmp_path / "mixed.tersor"
         with (
             mock.patch.object(limits, "TARGET_BLOCK_RAW_BYTES", case.block_bytes),
