@@ -147,7 +147,9 @@ def load_decoding(form: Form, tensors: Sequence[Tensor2d]) -> list[Layout]:
     staging = Staging(device())
     layouts = []
     for tensor in tensors:
-        parts = [*tensor.chunks, *([] if tensor.plain is None else [tensor.plain])]
+        parts: list[EncodedChunk | Tensor] = [*tensor.chunks]
+        if tensor.plain is not None:
+            parts.append(tensor.plain)
         streams, bad = decode_parts(parts, staging, lambda _: nullcontext())
         plane = form.join(streams, tensor.shape[0] * tensor.shape[1])
         if bool(bad):

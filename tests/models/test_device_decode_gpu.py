@@ -14,6 +14,7 @@ from tersor.bundle.errors import BundleCorruptError
 from tersor.bundle.phases import PhaseTimes
 from tersor.bundle.plane_data import PlaneData
 from tersor.bundle.reader import BundleReader
+from tersor.kernels.layout import Params
 from tersor.models.device_decode import DeviceDecoder
 from tersor.models.weights import fetch_group, load_group
 
@@ -34,7 +35,7 @@ def reader(
     rng = np.random.default_rng(1)
     normal = rng.normal(size=(N, K))
     scales = bell((N, 1), seed=2)
-    tensors: dict[str, tuple[str, dict[str, object], dict[str, tuple[str, np.ndarray]]]] = {
+    tensors: dict[str, tuple[str, Params, dict[str, tuple[str, np.ndarray]]]] = {
         "dense": ("bf16", {}, {"values": ("bf16", bell((N, K)))}),
         "int8": (
             "f32",

@@ -6,7 +6,7 @@ Joining streams, packing words, and many parts in one tensor. Run by ../test_tri
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
@@ -107,7 +107,9 @@ def test_chunks_land_where_they_were_packed_for() -> None:
         rans_decode_into(batch, out.to(torch.int16))
 
 
-def _decoded(parts: list[EncodedChunk | Tensor], batch_bytes: int) -> tuple[Tensor, bool, Counter]:
+def _decoded(
+    parts: Sequence[EncodedChunk | Tensor], batch_bytes: int
+) -> tuple[Tensor, bool, Counter[str]]:
     phases: Counter[str] = Counter()
 
     @contextmanager
@@ -129,7 +131,8 @@ def test_coded_and_plain_parts_in_one_tensor(
         RansCase.random(size, dtype, seed=size, patches=1, spread=30.0) for size in (200, 133, 150)
     ]
     plain = [_noise(34), _noise(2)]
-    parts = [cases[0].chunk, plain[0], cases[1].chunk, cases[2].chunk, plain[1]]
+    parts: list[EncodedChunk | Tensor] = [cases[0].chunk, plain[0], cases[1].chunk]
+    parts += [cases[2].chunk, plain[1]]
     out, bad, phases = _decoded(parts, batch_bytes)
     first, second, third = (case.symbols.view(torch.uint8) for case in cases)
     assert torch.equal(out, torch.cat([first, plain[0], second, third, plain[1]]))
@@ -146,6 +149,11 @@ def test_a_part_that_does_not_decode_is_reported() -> None:
 
 def test_widths_do_not_mix() -> None:
     wide = RansCase.random(40, torch.uint16).chunk
-    for parts in ([wide, RansCase.random(40).chunk], [_noise(3), wide], [wide, _noise(3)]):
+    mixes: list[list[EncodedChunk | Tensor]] = [
+        [wide, RansCase.random(40).chunk],
+        [_noise(3), wide],
+        [wide, _noise(3)],
+    ]
+    for parts in mixes:
         with pytest.raises(LayoutError, match="are not decoded into one tensor of"):
             _decoded(parts, 1 << 20)
