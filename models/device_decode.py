@@ -8,7 +8,7 @@ of all other planes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tersor.bundle.decoding import Cancelled, check_cancelled
 from tersor.bundle.dtypes import SYMBOL_LIMITS, ByteArray, Geometry
-from tersor.bundle.encoded_plane import EncodedPlane
+from tersor.bundle.encoded_plane import EncodedPlane, StoredChunk
 from tersor.bundle.errors import BundleCorruptError
 from tersor.bundle.manifest import DTYPES, Plane
 from tersor.bundle.phases import PhaseTimes, measured
@@ -33,9 +33,11 @@ if TYPE_CHECKING:
 
 # A core decodes this in 1 ms, which parsing, packing and launching take as well.
 MIN_PLANE_BYTES = 1 << 19
+# Raw bytes that are joined at once: what streams and joined symbols take beside the result.
+SLICE_BYTES = 128 << 20
 # Symbols a byte of a stream: the blocks of a plane must meet where a byte ends.
 _SYMBOLS_PER_BYTE: Mapping[str, int] = {"nibbles": 2, "f8_split": 2, "bit_planes": 8}
-_MAX_BASES = 1 << 24  # rows that `row_exponent` is joined for; longer planes have tiny rows
+_MAX_BASES = 1 << 24  # rows that `row_exponent` is joined for: a launch has a program for each
 _MANTISSA_BITS = {"f8_e4m3": 3, "f8_e5m2": 2}
 _BITS = {"bool": 1, "u4": 4, "u8": 8, "i8": 8}
 
@@ -87,25 +89,55 @@ class DeviceDecoder:
             BundleCorruptError: the bytes do not decode to what the manifest declares.
             BundleCancelledError: `cancelled()` became true.
         """
-        with measured(times, "decode"):
-            check_cancelled(cancelled)
-            try:
-                parts = _parts(encoded, cancelled)
-            except BundleCorruptError as error:
-                raise self._named(encoded, error) from error
-        if not _go_together(parts):
-            return torch.from_numpy(encoded.decode(times=times)).view(dtype).to(self._device)
+        plane = encoded.plane
+        streams = encoded.chunks()
+        slices = _slices(plane)
+        whole: Tensor | None = None  # where there are several slices
+        for rows, blocks in slices:
+            chunks = [chunk for stream in streams for chunk in stream[blocks]]
+            symbols = self._decode(encoded, chunks, rows.stop - rows.start, times, cancelled)
+            if symbols is None:
+                array = encoded.decode(times=times, cancelled=cancelled)
+                return torch.from_numpy(array).view(dtype).to(self._device)
+            symbols = symbols.view(dtype)
+            if len(slices) == 1:
+                return symbols.view(plane.shape)
+            if whole is None:
+                whole = torch.empty(plane.shape, dtype=dtype, device=self._device)
+            whole[rows] = symbols.view(-1, *plane.shape[1:])
+        assert whole is not None, "a plane of `rans` chunks has blocks"
+        return whole
+
+    def _decode(
+        self,
+        encoded: EncodedPlane,
+        chunks: Sequence[StoredChunk],
+        rows: int,
+        times: PhaseTimes | None,
+        cancelled: Cancelled | None,
+    ) -> Tensor | None:
+        """The symbols of some blocks, [symbols], from the chunks of all their streams.
+
+        None if the chunks have symbols of different widths, which no writer makes.
+        """
 
         def measure(phase: str) -> AbstractContextManager[None]:
             check_cancelled(cancelled)
             return measured(times, phase)
 
+        with measure("decode"):
+            try:
+                parts = _parts(encoded, chunks, cancelled)
+            except BundleCorruptError as error:
+                raise self._named(encoded, error) from error
+        if not _go_together(parts):
+            return None
         streams, bad = decode_parts(parts, self._staging, measure)
-        with measured(times, "decode"):
-            symbols, unfit = _join(encoded.plane, streams)
+        with measure("decode"):
+            symbols, unfit = _join(encoded.plane, streams, rows)
             if bool(bad if unfit is None else bad | unfit):
                 raise self._named(encoded, "its streams do not decode")
-        return symbols.view(dtype).view(encoded.plane.shape)
+        return symbols
 
     def _named(
         self, encoded: EncodedPlane, problem: str | BundleCorruptError
@@ -121,9 +153,24 @@ class DeviceDecoder:
         )
 
 
-def _parts(encoded: EncodedPlane, cancelled: Cancelled | None) -> list[Part]:
-    """What is sent, for all chunks of all streams in order. Raises BundleCorruptError."""
-    chunks = [chunk for stream in encoded.chunks() for chunk in stream]
+def _slices(plane: Plane) -> list[tuple[slice, slice]]:
+    """Rows and blocks that are joined at once; all where the streams are the plane itself."""
+    geometry = Geometry.of_plane(plane)
+    step = geometry.num_chunks
+    if plane.filter != "none":
+        step = max(1, SLICE_BYTES // geometry.block_bytes)
+    starts = range(0, geometry.num_chunks, step)
+    blocks = [slice(first, min(first + step, geometry.num_chunks)) for first in starts]
+    return [
+        (slice(geometry.row_range(each.start)[0], geometry.row_range(each.stop - 1)[1]), each)
+        for each in blocks
+    ]
+
+
+def _parts(
+    encoded: EncodedPlane, chunks: Sequence[StoredChunk], cancelled: Cancelled | None
+) -> list[Part]:
+    """What is sent of each chunk. Raises BundleCorruptError."""
     coded = iter(encoded_chunks([chunk for chunk in chunks if chunk.codec == "rans"]))
     others = [chunk for chunk in chunks if chunk.codec not in {"rans", "raw"}]
     decoded = iter(encoded.decode_chunks(others, cancelled=cancelled))
@@ -147,15 +194,14 @@ def _bytes(data: ByteArray) -> Tensor:
     return torch.from_numpy(np.require(data, requirements=["W"]))
 
 
-def _join(plane: Plane, streams: Tensor) -> Joined:
-    """The symbols of a plane from the bytes of all its streams, in the order of the manifest."""
-    geometry = Geometry.of_plane(plane)
-    symbols = geometry.rows * geometry.row_symbols
+def _join(plane: Plane, streams: Tensor, rows: int) -> Joined:
+    """The symbols of whole blocks from the bytes of all streams, in the order of the manifest."""
+    symbols = rows * Geometry.of_plane(plane).row_symbols
     width = DTYPES[plane.dtype]
     joins: Mapping[str, Callable[[], Joined]] = {
         "none": partial(_join_none, plane.dtype, streams),
         "float_split": lambda: (join_floats(streams, width), None),
-        "row_exponent": lambda: (join_floats(streams, width, rows=geometry.rows), None),
+        "row_exponent": lambda: (join_floats(streams, width, rows=rows), None),
         "nibbles": lambda: join_nibbles(streams, symbols),
         "f8_split": lambda: join_float8(streams, symbols, _MANTISSA_BITS[plane.dtype]),
         "bit_planes": lambda: join_bits(streams, symbols, _BITS[plane.dtype]),

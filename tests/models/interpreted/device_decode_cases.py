@@ -196,6 +196,19 @@ def test_the_host_tier_loads_the_same_again_and_again(
     assert on_the_device == 2 * ["float_split", "nibbles"]
 
 
+def test_large_planes_are_joined_in_slices(
+    bundle: BundleReader, on_the_device: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block at a time."""
+    monkeypatch.setattr(device_decode, "SLICE_BYTES", 1000)
+    encoded = _only(fetch_group(bundle, "layers.0"), "rows", "nibbles")
+    loaded = encoded.load(CPU)
+    rows, codes = (tensor.planes[0].decode() for tensor in encoded.tensors)
+    assert torch.equal(loaded["rows"].dense().view(torch.uint16), torch.from_numpy(rows))
+    assert torch.equal(loaded["nibbles"].dense(), torch.from_numpy(codes).float() - 8)
+    assert on_the_device == ["row_exponent", "nibbles"]
+
+
 def _only(group: EncodedGroup, *names: str) -> EncodedGroup:
     tensors = tuple(tensor for tensor in group.tensors if tensor.entry.name in names)
     return EncodedGroup(name=group.name, tensors=tensors)
