@@ -30,14 +30,10 @@ class WordsForm:
     def pack(cls, planes: Planes, bw: int) -> WordsForm:
         """Packs for blocks of `bw` words (see `block_words`)."""
         zeros = planes.zeros
-        if planes.codes.device.type == "cpu":
-            words = torch.cat([pack_words(part, bw) for part in planes.codes.split(ROWS_TO_PACK)])
-        else:
-            words = interleave(planes.codes.contiguous(), 4, bw)
         return cls(
             k=planes.codes.shape[1],
             group=planes.group,
-            words=words,
+            words=_pack_codes(planes.codes, bw),
             scales=planes.scales.T.contiguous(),
             zeros=None if zeros is None else zeros.T.contiguous(),
         )
@@ -58,3 +54,10 @@ class WordsForm:
     def nbytes(self) -> int:
         zeros = 0 if self.zeros is None else self.zeros.nbytes
         return self.words.nbytes + self.scales.nbytes + zeros
+
+
+def _pack_codes(codes: Tensor, bw: int) -> Tensor:
+    """`pack_words` of codes uint8 [N, K], by one kernel where there is one."""
+    if codes.device.type != "cpu":
+        return interleave(codes.contiguous(), 4, bw)
+    return torch.cat([pack_words(part, bw) for part in codes.split(ROWS_TO_PACK)])

@@ -17,7 +17,7 @@ from rans_cases import (
     without_last_word,
 )
 
-from tersor.kernels.entropy import RansBatch, RansTables, rans_decode
+from tersor.kernels.entropy import RansBatch, RansTables, rans_decode, rans_decode_into
 from tersor.kernels.entropy.batch import BLOCK_FIELDS, TableChoice
 from tersor.kernels.entropy.encoder import encode, tables_of
 from tersor.kernels.entropy.reference import decode
@@ -179,6 +179,8 @@ def test_the_operator_has_shapes_without_data() -> None:
     batch = RansBatch.pack([RansCase.random(100, torch.uint16).chunk], torch.device("meta"))
     symbols, errors = rans_decode(batch)
     assert (symbols.shape, symbols.dtype) == ((100,), torch.uint16)
+    assert (errors.shape, errors.dtype) == ((1,), torch.int32)
+    errors = rans_decode_into(batch, torch.empty(500, dtype=torch.uint16, device="meta"))
     assert (errors.shape, errors.dtype) == ((1,), torch.int32)
 
 
