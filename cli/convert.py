@@ -33,7 +33,8 @@ def convert(
     codec: Annotated[
         str,
         typer.Option(
-            help=f"{AUTO} measures and keeps the smallest; or one of {', '.join(CODEC_NAMES)}."
+            help=f"{AUTO} measures and keeps the smallest; or one of {', '.join(CODEC_NAMES)}. "
+            "For a GPU rans, which it decodes itself."
         ),
     ] = AUTO,
     min_decode_speed: Annotated[

@@ -108,7 +108,7 @@ def load_group(
 
     weights: dict[str, Layout] = {}
     for entry in _entries(reader.manifest, group):
-        with _naming(entry), _memory_for(entry, device):
+        with _memory_for(entry, device), _naming(entry):
             planes = {plane.name: read(plane) for plane in _checked(entry).planes}
         weights[entry.name] = _pack(entry, planes, device, times)
     return weights
@@ -185,7 +185,7 @@ class EncodedGroup:
         weights: dict[str, Layout] = {}
         for tensor in self.tensors:
             entry = tensor.entry
-            with _naming(entry), _memory_for(entry, device):
+            with _memory_for(entry, device), _naming(entry):
                 planes = {encoded.plane.name: decode(encoded) for encoded in tensor.planes}
             weights[entry.name] = _pack(entry, planes, device, times)
         return weights

@@ -19,7 +19,7 @@ from tiny_bundles import add, writer
 
 from tersor.bundle import encoding, limits
 from tersor.bundle.dtypes import AnyArray, numpy_dtype
-from tersor.bundle.errors import BundleCancelledError, BundleCorruptError
+from tersor.bundle.errors import BundleCancelledError, BundleCorruptError, BundleLimitError
 from tersor.bundle.filters import FILTERS
 from tersor.bundle.manifest import TensorEntry
 from tersor.bundle.phases import PhaseTimes
@@ -256,6 +256,19 @@ def test_loads_are_cancelled(bundle: BundleReader, on_the_device: list[str]) -> 
     answers = iter([False, True])
     with pytest.raises(BundleCancelledError):
         encoded.load(CPU, cancelled=lambda: next(answers))
+    assert on_the_device == ["float_split"]
+
+
+def test_what_does_not_fit_on_the_device_is_named_once(
+    bundle: BundleReader, on_the_device: list[str]
+) -> None:
+    encoded = _only(fetch_group(bundle, "layers.0"), "bf16")
+    full = torch.OutOfMemoryError("no room")
+    with (
+        mock.patch.object(device_decode, "decode_parts", side_effect=full),
+        pytest.raises(BundleLimitError, match=r"^tensor 'bf16' declares 2640 bytes in memory"),
+    ):
+        encoded.load(CPU)
     assert on_the_device == ["float_split"]
 
 
