@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest import mock
 
@@ -18,7 +18,9 @@ from poison import poisoned_memory
 from tiny_bundles import add, writer
 
 from tersor.bundle import encoding, limits
-from tersor.bundle.dtypes import AnyArray, numpy_dtype
+from tersor.bundle.codecs import RansCodec, StreamShape
+from tersor.bundle.codecs.base import Draft
+from tersor.bundle.dtypes import AnyArray, ByteArray, numpy_dtype
 from tersor.bundle.errors import BundleCancelledError, BundleCorruptError, BundleLimitError
 from tersor.bundle.filters import FILTERS
 from tersor.bundle.manifest import TensorEntry
@@ -270,6 +272,38 @@ def test_what_does_not_fit_on_the_device_is_named_once(
     ):
         encoded.load(CPU)
     assert on_the_device == ["float_split"]
+
+
+def test_symbols_of_two_widths_in_one_stream_are_left_to_the_host(
+    tmp_path: Path, on_the_device: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No writer makes them, and a reader must read them."""
+    draft = RansCodec.draft
+
+    def by_size(
+        codec: RansCodec, data: ByteArray, shape: StreamShape, table: ByteArray | None
+    ) -> Draft:
+        narrow = data.size < 1500
+        table = None if narrow else table
+        return draft(codec, data, replace(shape, symbol_bytes=1 if narrow else 2), table)
+
+    monkeypatch.setattr(RansCodec, "draft", by_size)
+    array = (np.random.default_rng(3).integers(0, 3, (45, 32)) * 257).astype(np.uint16)
+    path = tmp_path / "widths.tersor"
+    with (
+        mock.patch.object(limits, "TARGET_BLOCK_RAW_BYTES", 32 * 2 * 25),
+        mock.patch.object(encoding, "filters_for", return_value=(FILTERS["none"],)),
+        writer(path, codec="rans") as target,
+    ):
+        add(target, "a", "u16", array, group="layers.0")
+        target.commit()
+    with BundleReader.open(path, threads=1) as reader:
+        (stream,) = reader.fetch_plane(_entry(reader, "a").planes[0]).chunks()
+        parsed = entropy.encoded_chunks(stream)
+        loaded = load_group(reader, "layers.0", CPU)
+    assert [chunk.tables.values.itemsize for chunk in parsed] == [2, 1]
+    assert on_the_device == ["none"]
+    assert torch.equal(loaded["a"].dense(), torch.from_numpy(array))
 
 
 def test_shared_chunks(tmp_path: Path, on_the_device: list[str]) -> None:
