@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,14 @@ _MANTISSA_BITS = {"f8_e4m3": 3, "f8_e5m2": 2}
 _BITS = {"bool": 1, "u4": 4, "u8": 8, "i8": 8}
 
 Joined = tuple[Tensor, Tensor | None]  # symbols, and whether streams hold what no plane has
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FloatParts:
+    """A bf16 plane in two, as its filter leaves it: uint8 [plane.shape] each."""
+
+    exponents: Tensor
+    mantissas: Tensor  # mmmmmmms
 
 
 class DeviceDecoder:
@@ -95,7 +104,8 @@ class DeviceDecoder:
         whole: Tensor | None = None  # where there are several slices
         for rows, blocks in slices:
             chunks = [chunk for stream in streams for chunk in stream[blocks]]
-            symbols = self._decode(encoded, chunks, rows.stop - rows.start, times, cancelled)
+            join = partial(_join, rows=rows.stop - rows.start)
+            symbols = self._streams(encoded, chunks, join, times, cancelled)
             if symbols is None:
                 array = encoded.decode(times=times, cancelled=cancelled)
                 return torch.from_numpy(array).view(dtype).to(self._device)
@@ -108,15 +118,35 @@ class DeviceDecoder:
         assert whole is not None, "a plane of `rans` chunks has blocks"
         return whole
 
-    def _decode(
+    def decode_apart(
+        self,
+        encoded: EncodedPlane,
+        *,
+        times: PhaseTimes | None = None,
+        cancelled: Cancelled | None = None,
+    ) -> Tensor | FloatParts:
+        """A bf16 plane for a layout that keeps its bytes apart, where its filter did.
+
+        Other planes whole. Arguments and errors are those of `decode`.
+        """
+        plane = encoded.plane
+        if plane.dtype == "bf16" and plane.filter in {"float_split", "row_exponent"}:
+            chunks = [chunk for stream in encoded.chunks() for chunk in stream]
+            streams = self._streams(encoded, chunks, _apart, times, cancelled)
+            if streams is not None:
+                exponents, mantissas = streams.view(2, *plane.shape)
+                return FloatParts(exponents=exponents, mantissas=mantissas)
+        return self.decode(encoded, torch.bfloat16, times=times, cancelled=cancelled)
+
+    def _streams(
         self,
         encoded: EncodedPlane,
         chunks: Sequence[StoredChunk],
-        rows: int,
+        join: Callable[[Plane, Tensor], Joined],
         times: PhaseTimes | None,
         cancelled: Cancelled | None,
     ) -> Tensor | None:
-        """The symbols of some blocks, [symbols], from the chunks of all their streams.
+        """What `join` makes of the streams of some blocks, whose chunks are given in order.
 
         None if the chunks have symbols of different widths, which no writer makes.
         """
@@ -134,10 +164,10 @@ class DeviceDecoder:
             return None
         streams, bad = decode_parts(parts, self._staging, measure)
         with measure("decode"):
-            symbols, unfit = _join(encoded.plane, streams, rows)
+            joined, unfit = join(encoded.plane, streams)
             if bool(bad if unfit is None else bad | unfit):
                 raise self._named(encoded, "its streams do not decode")
-        return symbols
+        return joined
 
     def _named(
         self, encoded: EncodedPlane, problem: str | BundleCorruptError
@@ -209,9 +239,19 @@ def _join(plane: Plane, streams: Tensor, rows: int) -> Joined:
     return joins[plane.filter]()
 
 
+def _apart(plane: Plane, streams: Tensor) -> Joined:
+    """Exponents and mantissas, uint8 [2 * symbols], of a whole plane."""
+    if plane.filter == "float_split":
+        return streams, None
+    rows = plane.shape[0]
+    split = streams[rows:]
+    split.view(2, rows, -1)[0] += streams[:rows, None]  # modulo 256
+    return split, None
+
+
 def _join_none(dtype: str, streams: Tensor) -> Joined:
     limit = SYMBOL_LIMITS.get(dtype)
     return streams, None if limit is None else (streams > limit).any()
 
 
-__all__ = ["MIN_PLANE_BYTES", "DeviceDecoder"]
+__all__ = ["MIN_PLANE_BYTES", "DeviceDecoder", "FloatParts"]

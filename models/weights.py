@@ -22,13 +22,14 @@ from tersor.bundle.manifest import Manifest, Plane, TensorEntry
 from tersor.bundle.phases import PhaseTimes, measured
 from tersor.bundle.program import UNUSED_GROUP
 from tersor.kernels.errors import LayoutError
+from tersor.kernels.float12 import Float12Layout
 from tersor.kernels.layout import Layout, layouts
 from tersor.models.contracts import GroupWeights, WeightSource
+from tersor.models.device_decode import DeviceDecoder, FloatParts
 from tersor.models.errors import WeightError
 
 if TYPE_CHECKING:
     from tersor.bundle.reader import BundleReader, EncodedPlane
-    from tersor.models.device_decode import DeviceDecoder
 
 Cancelled = Callable[[], bool]
 WeightShapes = Mapping[str, Mapping[str, tuple[int, ...]]]  # group -> tensor -> shape
@@ -95,21 +96,19 @@ def load_group(
     """
     decoder = _device_decoder(device)
 
-    def read(plane: Plane) -> Tensor:
+    def read(entry: TensorEntry, plane: Plane) -> Tensor | FloatParts:
         if decoder is None or not decoder.takes(plane):
             return _as_tensor(reader.read_plane(plane, times=times, cancelled=cancelled), plane)
         encoded = reader.fetch_plane(plane, times=times, cancelled=cancelled)
         try:
-            return decoder.decode(
-                encoded, torch_dtype(plane.dtype), times=times, cancelled=cancelled
-            )
+            return _decoded(decoder, entry, encoded, times, cancelled)
         except BundleError as error:
             raise type(error)(f"{reader.name}: {error}") from error
 
     weights: dict[str, Layout] = {}
     for entry in _entries(reader.manifest, group):
         with _memory_for(entry, device), _naming(entry):
-            planes = {plane.name: read(plane) for plane in _checked(entry).planes}
+            planes = {plane.name: read(entry, plane) for plane in _checked(entry).planes}
         weights[entry.name] = _pack(entry, planes, device, times)
     return weights
 
@@ -174,19 +173,17 @@ class EncodedGroup:
         """
         decoder = _device_decoder(device)
 
-        def decode(encoded: EncodedPlane) -> Tensor:
+        def decode(entry: TensorEntry, encoded: EncodedPlane) -> Tensor | FloatParts:
             plane = encoded.plane
             if decoder is None or not decoder.takes(plane):
                 return _as_tensor(encoded.decode(times=times, cancelled=cancelled), plane)
-            return decoder.decode(
-                encoded, torch_dtype(plane.dtype), times=times, cancelled=cancelled
-            )
+            return _decoded(decoder, entry, encoded, times, cancelled)
 
         weights: dict[str, Layout] = {}
         for tensor in self.tensors:
             entry = tensor.entry
             with _memory_for(entry, device), _naming(entry):
-                planes = {encoded.plane.name: decode(encoded) for encoded in tensor.planes}
+                planes = {each.plane.name: decode(entry, each) for each in tensor.planes}
             weights[entry.name] = _pack(entry, planes, device, times)
         return weights
 
@@ -261,9 +258,21 @@ def _device_decoder(device: torch.device) -> DeviceDecoder | None:
     """What decodes planes on `device`, if it is one that does."""
     if device.type != "cuda":
         return None
-    from tersor.models.device_decode import DeviceDecoder
-
     return DeviceDecoder(device)
+
+
+def _decoded(
+    decoder: DeviceDecoder,
+    entry: TensorEntry,
+    encoded: EncodedPlane,
+    times: PhaseTimes | None,
+    cancelled: Cancelled | None,
+) -> Tensor | FloatParts:
+    """A plane of `entry` that `decoder` takes, in the form that its layout packs."""
+    if entry.layout == Float12Layout.name:
+        return decoder.decode_apart(encoded, times=times, cancelled=cancelled)
+    dtype = torch_dtype(encoded.plane.dtype)
+    return decoder.decode(encoded, dtype, times=times, cancelled=cancelled)
 
 
 @contextmanager
@@ -315,19 +324,24 @@ def _checked(entry: TensorEntry) -> TensorEntry:
 
 def _pack(
     entry: TensorEntry,
-    planes: Mapping[str, Tensor],
+    planes: Mapping[str, Tensor | FloatParts],
     device: torch.device,
     times: PhaseTimes | None,
 ) -> Layout:
     with _memory_for(entry, device):
+        tensors = {name: each for name, each in planes.items() if isinstance(each, Tensor)}
         if device.type != "cpu":
             with measured(times, "transfer"):
-                planes = {name: tensor.to(device) for name, tensor in planes.items()}
+                tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
         with measured(times, "repack"):
             try:
-                layout = layouts()[entry.layout].from_planes(
-                    planes, entry.shape, torch_dtype(entry.dtype), entry.params, device
-                )
+                parts = planes.get("values")
+                if isinstance(parts, FloatParts):
+                    layout: Layout = Float12Layout.from_parts(parts.exponents, parts.mantissas)
+                else:
+                    layout = layouts()[entry.layout].from_planes(
+                        tensors, entry.shape, torch_dtype(entry.dtype), entry.params, device
+                    )
             except LayoutError as error:
                 raise WeightError(f"tensor {entry.name!r}: {error}") from error
             if device.type == "cuda":

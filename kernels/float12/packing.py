@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tersor.kernels.checks import check_tensor
+from tersor.kernels.interleave import interleave
 
 BW = 16
 BLOCK_COLUMNS = 8 * BW
@@ -97,6 +98,8 @@ def packed_width(k: int) -> int:
 
 def interleaved(symbols: Tensor, bits: int) -> Tensor:
     """Packs uint8 [N, C] of `bits` bits to int32 [N, C * bits / 32]; C fills whole blocks."""
+    if symbols.device.type != "cpu":
+        return interleave(symbols.contiguous(), bits, BW)
     n = symbols.shape[0]
     slices = symbols.view(n, -1, 32 // bits, BW).to(torch.int32)
     words = torch.zeros_like(slices[:, :, 0])

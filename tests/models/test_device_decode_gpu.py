@@ -37,6 +37,7 @@ def reader(
     scales = bell((N, 1), seed=2)
     tensors: dict[str, tuple[str, Params, dict[str, tuple[str, np.ndarray]]]] = {
         "dense": ("bf16", {}, {"values": ("bf16", bell((N, K)))}),
+        "float12": ("bf16", {}, {"values": ("bf16", bell((N, K), seed=4))}),
         "int8": (
             "f32",
             {},

@@ -27,6 +27,7 @@ from tersor.bundle.manifest import TensorEntry
 from tersor.bundle.phases import PhaseTimes
 from tersor.bundle.plane_data import PlaneData
 from tersor.bundle.reader import BundleReader
+from tersor.kernels.float12 import Float12Layout
 from tersor.models import device_decode, entropy, weights
 from tersor.models.device_decode import DeviceDecoder
 from tersor.models.weights import EncodedGroup, fetch_group, load_group
@@ -196,6 +197,39 @@ def test_the_host_tier_loads_the_same_again_and_again(
         expected = torch.from_numpy(bundle.read_plane(plane)).view(torch.float16)
         assert torch.equal(loaded["f16"].dense(), expected)
     assert on_the_device == 2 * ["float_split", "nibbles"]
+
+
+@pytest.mark.parametrize("name", ["bf16", "rows", "plain-bf16"])
+def test_a_layout_that_keeps_bytes_apart_gets_them_apart(
+    name: str, tmp_path: Path, on_the_device: list[str]
+) -> None:
+    """Where the filter had them apart; on the host float12 joins them again."""
+    case = CASES["rows" if name == "rows" else "bf16"]
+    chosen = "none" if name == "plain-bf16" else case.filter
+    array = case.array()
+    with (
+        mock.patch.object(limits, "TARGET_BLOCK_RAW_BYTES", case.block_bytes),
+        mock.patch.object(encoding, "filters_for", return_value=(FILTERS[chosen],)),
+        writer(tmp_path / "float12.tersor", codec="rans") as target,
+    ):
+        target.add_tensor(
+            name="a",
+            group="layers.0",
+            shape=case.shape,
+            dtype="bf16",
+            layout="float12",
+            params={},
+            planes={"values": PlaneData(dtype="bf16", array=array)},
+        )
+        target.commit()
+    from_parts = mock.Mock(wraps=Float12Layout.from_parts)
+    with (
+        BundleReader.open(tmp_path / "float12.tersor", threads=1) as reader,
+        mock.patch.object(Float12Layout, "from_parts", from_parts),
+    ):
+        loaded = load_group(reader, "layers.0", CPU)["a"]
+    assert from_parts.call_count == (0 if chosen == "none" else 1)
+    assert torch.equal(loaded.dense().view(torch.uint16), torch.from_numpy(array))
 
 
 def test_large_planes_are_joined_in_slices(
