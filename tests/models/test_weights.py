@@ -216,10 +216,12 @@ def test_all_layouts_load_from_a_bundle(tmp_path: Path, written: _Written) -> No
     scales4 = (rng.random((5, 3), dtype=np.float32) + 0.5).view(np.uint32) >> 16
     codes8 = rng.integers(-127, 128, (5, 40), dtype=np.int8)
     scales8 = (rng.random(5, dtype=np.float32) + 0.5).view(np.uint32) >> 16
+    bits12 = (rng.normal(size=(5, 40)).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
     planes: dict[str, dict[str, tuple[str, np.ndarray]]] = {
         "int4": {"codes": ("u4", codes4), "scales": ("bf16", scales4.astype(np.uint16))},
         "int8": {"codes": ("i8", codes8), "scales": ("bf16", scales8.astype(np.uint16))},
         "dense": {"values": ("i64", np.arange(12).reshape(3, 4))},
+        "float12": {"values": ("bf16", bits12)},
     }
     assert planes.keys() == layouts().keys()
     path = tmp_path / "layouts.tersor"
@@ -229,7 +231,7 @@ def test_all_layouts_load_from_a_bundle(tmp_path: Path, written: _Written) -> No
                 name=layout,
                 group="g",
                 shape=(3, 4) if layout == "dense" else (5, 40),
-                dtype="i64" if layout == "dense" else "f32",
+                dtype={"dense": "i64", "float12": "bf16"}.get(layout, "f32"),
                 layout=layout,
                 params={"group": 16, "symmetric": True} if layout == "int4" else {},
                 planes={n: PlaneData(dtype=d, array=a) for n, (d, a) in arrays.items()},
@@ -238,6 +240,7 @@ def test_all_layouts_load_from_a_bundle(tmp_path: Path, written: _Written) -> No
     with BundleReader.open(path) as reader:
         weights = load_group(reader, "g", CPU)
     assert torch.equal(weights["dense"].dense(), torch.arange(12).view(3, 4))
+    assert torch.equal(weights["float12"].dense().view(torch.uint16), torch.from_numpy(bits12))
     wide8 = torch.from_numpy(scales8.astype(np.uint32) << 16).view(torch.float32)
     expected = torch.from_numpy(codes8.astype(np.float32)) * wide8[:, None]
     assert torch.equal(weights["int8"].dense(), expected)
