@@ -26,9 +26,8 @@ from pathlib import Path
 
 import record
 import torch
-from gpu_entropy import CHUNK, UNIQUE, chunks_of, codes, exponents, nvcomp_seconds
+from gpu_entropy import CHUNK, UNIQUE, chunks_of, codes, device, exponents, nvcomp_seconds
 from gpu_entropy import Plane as Symbols
-from gpu_matmul import device
 from torch import Tensor
 
 from tersor.kernels.dense import DenseLayout
