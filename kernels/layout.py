@@ -122,7 +122,8 @@ def layouts() -> Mapping[str, type[Layout]]:
     from tersor.kernels.float12 import Float12Layout
     from tersor.kernels.fp8 import Fp8Layout
     from tersor.kernels.int4 import Int4Layout
+    from tersor.kernels.int6 import Int6Layout
     from tersor.kernels.int8 import Int8Layout
 
-    known = (DenseLayout, Float12Layout, Int8Layout, Fp8Layout, Int4Layout)
+    known = (DenseLayout, Float12Layout, Int8Layout, Fp8Layout, Int6Layout, Int4Layout)
     return {cls.name: cls for cls in known}

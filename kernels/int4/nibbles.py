@@ -39,8 +39,8 @@ class NibblesForm:
             k=k,
             group=planes.group,
             packed=codes[:, 0::2] | (codes[:, 1::2] << 4),
-            scales=planes.scales.contiguous(),
-            zeros=None if planes.zeros is None else planes.zeros.contiguous(),
+            scales=planes.scales_of_rows().contiguous(),
+            zeros=None if planes.zeros is None else planes.zeros_of_rows().contiguous(),
         )
 
     def matmul(self, x: Tensor, bias: Tensor | None, finish: Finish) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 from tersor.kernels.gemv.fake import fake_product
 from tersor.kernels.gemv.finish import Finish, finish_of, finish_product
 from tersor.kernels.int4 import cpu, packing
+from tersor.kernels.outliers.slices import SlicedOutliers, defined_product, sliced
 
 LIBRARY = torch.library.Library("tersor", "FRAGMENT")
 LIBRARY.define(
@@ -16,7 +17,8 @@ LIBRARY.define(
 )
 LIBRARY.define(
     "int4_matmul_words(Tensor x, Tensor words, Tensor scales, Tensor? zeros, int group, "
-    "Tensor? bias=None, str finish='sum') -> Tensor"
+    "Tensor? bias=None, str finish='sum', Tensor? entries=None, Tensor? starts=None, "
+    "int longest=0) -> Tensor"
 )
 
 
@@ -46,8 +48,12 @@ def _words_cpu(
     group: int,
     bias: Tensor | None = None,
     finish: str = "sum",
+    entries: Tensor | None = None,
+    starts: Tensor | None = None,
+    longest: int = 0,
 ) -> Tensor:
-    y = packing.matmul_words(x, words, scales, zeros, group, bias)
+    weight = packing.dequantize_words(words, scales, zeros, group, x.shape[1])
+    y = defined_product(x, weight, sliced(entries, starts, longest), bias)
     return finish_product(y, finish_of(finish, words.shape[0]))
 
 
@@ -60,10 +66,15 @@ def _words_cuda(
     group: int,
     bias: Tensor | None = None,
     finish: str = "sum",
+    entries: Tensor | None = None,
+    starts: Tensor | None = None,
+    longest: int = 0,
 ) -> Tensor:
     from tersor.kernels.int4 import triton  # imports triton, which a CPU need not have
 
-    return triton.matmul(x, words, scales, zeros, group, bias, finish_of(finish, words.shape[0]))
+    outliers = sliced(entries, starts, longest)
+    kind = finish_of(finish, words.shape[0])
+    return triton.matmul(x, words, None, scales, zeros, outliers, group, bias, kind)
 
 
 def _words_fake(
@@ -74,8 +85,11 @@ def _words_fake(
     group: int,
     bias: Tensor | None = None,
     finish: str = "sum",
+    entries: Tensor | None = None,
+    starts: Tensor | None = None,
+    longest: int = 0,
 ) -> Tensor:
-    del scales, bias  # the shape does not depend on them
+    del scales, bias, entries, starts, longest  # the shape does not depend on them
     n, width = words.shape
     bw = packing.block_words(group, x.shape[1])
     assert bw is not None, "words are only packed for groups that fit blocks"
@@ -111,10 +125,13 @@ def int4_matmul_words(
     group: int,
     bias: Tensor | None,
     finish: Finish = Finish.SUM,
+    outliers: SlicedOutliers | None = None,
 ) -> Tensor:
     """Multiplies x [M, K] contiguous (fp32 or bf16) by words, adds bias [N]: what `finish` says.
 
     The arguments are those of the launcher (triton.py); on a CPU plain torch computes it.
     """
-    y: Tensor = torch.ops.tersor.int4_matmul_words(x, words, scales, zeros, group, bias, finish)
+    weight = (x, words, scales, zeros, group, bias, finish)
+    sparse = () if outliers is None else (outliers.entries, outliers.starts, outliers.longest)
+    y: Tensor = torch.ops.tersor.int4_matmul_words(*weight, *sparse)
     return y

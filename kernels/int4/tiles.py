@@ -35,8 +35,8 @@ class TilesForm:
             cpu.convert(_padded(planes.codes[start : start + ROWS_TO_PACK], rows, padded_k))
             for start in range(0, n, ROWS_TO_PACK)
         ]
-        scales = planes.scales.to(torch.float32)
-        offsets = (8 - planes.zeros_or_default().to(torch.float32)) * scales
+        scales = planes.scales_of_rows().to(torch.float32)
+        offsets = (8 - planes.zeros_of_rows().to(torch.float32)) * scales
         pairs = torch.stack((scales, offsets), dim=-1).to(torch.bfloat16)  # [N, G, 2]
         ours = torch.arange(0, padded_k, group).div_(planes.group, rounding_mode="floor")
         pairs = pairs[:, ours.clamp_(max=pairs.shape[1] - 1)]  # [N, Kp/group, 2]

@@ -81,7 +81,8 @@ def test_int4_words_pass_opcheck_and_agree_with_tiles(symmetric: bool, dtype: to
     )
     assert torch.equal(form.dequantize(), case.weight)
     assert torch.equal(form.rows(torch.tensor([4, 0])), case.weight[[4, 0]])
-    assert form.nbytes == 5 * 32 * 4 + 5 * 2 * (2 if symmetric else 3)
+    # One block of 32 words, with a scale (and zero) for each of its eight slices.
+    assert form.nbytes == 5 * 32 * 4 + 5 * 8 * (2 if symmetric else 3)
     expected = x.float() @ case.weight.T
     torch.testing.assert_close(
         form.matmul(x, None, Finish.SUM).float(), expected, rtol=2**-8, atol=1e-4

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from tersor.kernels.int4 import reference as int4_reference
+from tersor.kernels.int6 import reference as int6_reference
 from tersor.kernels.int8 import reference as int8_reference
+from tersor.kernels.outliers.reference import scatter
 
 # Error of a result relative to |x| @ |w|.T, by the coarsest rounding on its way.
 TOLERANCES = {
@@ -46,6 +48,31 @@ class Int8Case:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OutlierCase:
+    """Random outliers of a weight [n, k]."""
+
+    positions: Tensor
+    values: Tensor
+    n: int
+    k: int
+
+    @classmethod
+    def random(cls, n: int, k: int, count: int) -> OutlierCase:
+        rng = torch.Generator().manual_seed(7)
+        positions = torch.randperm(n * k, generator=rng)[:count].sort().values
+        values = (torch.randn(count, generator=rng) * 20).bfloat16()
+        return cls(positions=positions.to(torch.uint32), values=values, n=n, k=k)
+
+    @property
+    def planes(self) -> dict[str, Tensor]:
+        return {"outlier_positions": self.positions, "outlier_values": self.values}
+
+    @property
+    def weight(self) -> Tensor:
+        return scatter(self.positions, self.values, self.n, self.k)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Int4Case:
     """A random int4 weight."""
 
@@ -53,31 +80,50 @@ class Int4Case:
     scales: Tensor
     zeros: Tensor | None
     group: int
+    per_tensor: bool = False
+    outliers: OutlierCase | None = None
 
     @classmethod
-    def random(cls, n: int, k: int, *, group: int, symmetric: bool, seed: int = 0) -> Int4Case:
+    def random(
+        cls,
+        n: int,
+        k: int,
+        *,
+        group: int,
+        symmetric: bool,
+        per_tensor: bool = False,
+        outliers: int = 0,
+        seed: int = 0,
+    ) -> Int4Case:
         rng = torch.Generator().manual_seed(seed)
-        groups = -(-k // (group or k))
-        zeros = torch.randint(0, 16, (n, groups), generator=rng, dtype=torch.uint8)
+        shape = (1, 1) if per_tensor else (n, -(-k // (group or k)))
+        zeros = torch.randint(0, 16, shape, generator=rng, dtype=torch.uint8)
         return cls(
             codes=torch.randint(0, 16, (n, k), generator=rng, dtype=torch.uint8),
-            scales=(torch.rand(n, groups, generator=rng) + 0.1).bfloat16(),
+            scales=(torch.rand(shape, generator=rng) + 0.1).bfloat16(),
             zeros=None if symmetric else zeros,
             group=group,
+            per_tensor=per_tensor,
+            outliers=OutlierCase.random(n, k, outliers) if outliers else None,
         )
 
     @property
     def planes(self) -> dict[str, Tensor]:
         planes = {"codes": self.codes, "scales": self.scales}
-        return planes if self.zeros is None else planes | {"zeros": self.zeros}
+        planes |= {} if self.zeros is None else {"zeros": self.zeros}
+        return planes | (self.outliers.planes if self.outliers else {})
 
     @property
-    def params(self) -> dict[str, int | bool]:
-        return {"group": self.group, "symmetric": self.zeros is None}
+    def params(self) -> dict[str, str | int | bool]:
+        params: dict[str, str | int | bool] = {"group": self.group}
+        params["symmetric"] = self.zeros is None
+        params |= {"step": "tensor"} if self.per_tensor else {}
+        return params | ({"outliers": len(self.outliers.values)} if self.outliers else {})
 
     @property
     def weight(self) -> Tensor:
-        return int4_reference.dequantize(self.codes, self.scales, self.zeros, self.group)
+        weight = int4_reference.dequantize(self.codes, self.scales, self.zeros, self.group)
+        return weight + self.outliers.weight if self.outliers else weight
 
     @property
     def magnitude(self) -> Tensor:
@@ -85,7 +131,47 @@ class Int4Case:
         steps = int4_reference.dequantize(
             torch.full_like(self.codes, 15), self.scales, None, self.group
         )
-        return steps * (8 / 7)
+        magnitude = steps * (8 / 7)
+        return magnitude + self.outliers.weight.abs() if self.outliers else magnitude
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Int6Case:
+    """A random int6 weight."""
+
+    codes: Tensor
+    scales: Tensor
+    outliers: OutlierCase | None
+
+    @classmethod
+    def random(cls, n: int, k: int, *, per_tensor: bool = False, outliers: int = 0) -> Int6Case:
+        rng = torch.Generator().manual_seed(0)
+        return cls(
+            codes=torch.randint(-32, 32, (n, k), generator=rng, dtype=torch.int8),
+            scales=(torch.rand(1 if per_tensor else n, generator=rng) + 0.1).bfloat16(),
+            outliers=OutlierCase.random(n, k, outliers) if outliers else None,
+        )
+
+    @property
+    def planes(self) -> dict[str, Tensor]:
+        planes = {"codes": self.codes, "scales": self.scales}
+        return planes | (self.outliers.planes if self.outliers else {})
+
+    @property
+    def params(self) -> dict[str, str | int | bool]:
+        params: dict[str, str | int | bool] = {}
+        params |= {"step": "tensor"} if len(self.scales) != len(self.codes) else {}
+        return params | ({"outliers": len(self.outliers.values)} if self.outliers else {})
+
+    @property
+    def weight(self) -> Tensor:
+        weight = int6_reference.dequantize(self.codes, self.scales)
+        return weight + self.outliers.weight if self.outliers else weight
+
+    @property
+    def magnitude(self) -> Tensor:
+        magnitude = int6_reference.dequantize(self.codes.abs(), self.scales)
+        return magnitude + self.outliers.weight.abs() if self.outliers else magnitude
 
 
 def activations(m: int, k: int, dtype: torch.dtype = torch.float32, seed: int = 1) -> Tensor:

@@ -20,7 +20,8 @@ from tersor.kernels.gemv.config import GEMM_MIN_ROWS
 from tersor.kernels.gemv.finish import Finish, finish_of
 from tersor.kernels.gemv.triton import splitk_sum
 from tersor.kernels.int4 import triton as int4
-from tersor.kernels.int4.packing import block_words, pack_words
+from tersor.kernels.int4.packing import block_words, pack_scales, pack_words
+from tersor.kernels.int4.triton_decode import decode_words
 from tersor.kernels.int8 import triton as int8
 from tersor.kernels.int8.packing import pack
 
@@ -28,13 +29,17 @@ ODD_SHAPES = [(1, 1), (3, 7), (63, 129), (129, 63)]
 SPLIT_SHAPE = (3, 2100)  # nine blocks of words and seventeen steps of codes: K is split
 
 
-def _words(case: Int4Case) -> tuple[Tensor, Tensor, Tensor | None, int]:
+Words = tuple[Tensor, None, Tensor, Tensor | None, None, int]
+
+
+def _words(case: Int4Case) -> Words:
+    """A weight as int4.matmul takes it: without high bits and outliers."""
     k = case.codes.shape[1]
     group = case.group or k
     bw = block_words(group, k)
     assert bw is not None
-    zeros = None if case.zeros is None else case.zeros.T.contiguous()
-    return pack_words(case.codes, bw), case.scales.T.contiguous(), zeros, group
+    zeros = None if case.zeros is None else pack_scales(case.zeros, group, k)
+    return pack_words(case.codes, bw), None, pack_scales(case.scales, group, k), zeros, None, group
 
 
 @pytest.mark.parametrize("m", [1, 2, 3, 8, 17])
@@ -107,9 +112,10 @@ def test_activations_and_results_in_both_dtypes(dtype: torch.dtype) -> None:
 def test_int4_decode_is_exact(n: int, k: int, group: int, symmetric: bool) -> None:
     case = Int4Case.random(n, k, group=group, symmetric=symmetric)
     start = n // 2
+    words, high, scales, zeros, _, columns = _words(case)
     with poisoned_memory():
-        whole = int4.decode(*_words(case), k, torch.float32, 0, n)
-        part = int4.decode(*_words(case), k, torch.float32, start, n + 5)
+        whole = decode_words(words, high, scales, zeros, columns, k, torch.float32, 0, n)
+        part = decode_words(words, high, scales, zeros, columns, k, torch.float32, start, n + 5)
     assert torch.equal(whole, case.weight)
     assert torch.equal(part, case.weight[start:])
 
@@ -156,7 +162,7 @@ def test_finishes(n: int, k: int, finish: str) -> None:
 
 def test_launchers_name_the_argument_that_does_not_fit() -> None:
     eight, four = Int8Case.random(5, 40), Int4Case.random(5, 40, group=32, symmetric=False)
-    words, scales, zeros, group = _words(four)
+    words, _, scales, zeros, _, group = _words(four)
     x, codes = activations(2, 40), pack(eight.codes)
     with pytest.raises(LayoutError, match=r"`codes` has shape \[5, 40\], expected \[any, 64\]"):
         int8.matmul(x, eight.codes, eight.scales, None)
@@ -169,8 +175,8 @@ def test_launchers_name_the_argument_that_does_not_fit() -> None:
     with pytest.raises(LayoutError, match=r"`bias` has shape \[4\], expected \[5\]"):
         int8.matmul(x, codes, eight.scales, torch.zeros(4))
     with pytest.raises(LayoutError, match=r"`words` has shape \[5, 31\], expected \[any, 32\]"):
-        int4.matmul(x, words[:, :31].contiguous(), scales, zeros, group, None)
-    with pytest.raises(LayoutError, match=r"`scales` has shape \[5, 2\], expected \[2, 5\]"):
-        int4.matmul(x, words, four.scales, zeros, group, None)
+        int4.matmul(x, words[:, :31].contiguous(), None, scales, zeros, None, group, None)
+    with pytest.raises(LayoutError, match=r"`scales` has shape \[5, 2\], expected \[1, 5, 8\]"):
+        int4.matmul(x, words, None, four.scales, zeros, None, group, None)
     with pytest.raises(LayoutError, match="`group` is 24, expected a multiple of 16"):
-        int4.matmul(x, words, scales, zeros, 24, None)
+        int4.matmul(x, words, None, scales, zeros, None, 24, None)
