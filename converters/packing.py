@@ -11,7 +11,13 @@ from torch import Tensor
 from tersor.bundle.plane_data import PlaneData
 from tersor.converters.errors import RecipeError, SourceError
 from tersor.converters.prune import prune_magnitude_, prune_pattern_
-from tersor.converters.quantize import Quantized, quantize_fp8, quantize_int4, quantize_int8
+from tersor.converters.quantize import (
+    Quantized,
+    quantize_fp8,
+    quantize_int4,
+    quantize_int6,
+    quantize_int8,
+)
 from tersor.converters.recipe import PruneStep, QuantizeStep, Recipe
 from tersor.converters.sources.base import PlannedTensor, Source
 from tersor.converters.tensors import to_plane
@@ -99,13 +105,21 @@ def _prune(value: Tensor, tensor: PlannedTensor, step: PruneStep) -> float:
 
 def _quantize(value: Tensor, step: QuantizeStep, *, pruned: bool) -> Quantized:
     if step.method == "int8":
-        return quantize_int8(value, step=step.step, activations=step.activations)
+        return quantize_int8(value, step=step.step or "row", activations=step.activations)
     if step.method == "fp8":
         return quantize_fp8(value, block=step.block, activations=step.activations)
+    if step.method == "int6":
+        return quantize_int6(value, step=step.step or "row", outliers=step.outliers)
     # Without zero points all zeros are one symbol, which the codec pays for: pico pruned by half
     # takes 3.07 bits a weight instead of 3.91, at the same divergence.
     symmetric = pruned if step.symmetric is None else step.symmetric
-    return quantize_int4(value, group=step.group, symmetric=symmetric)
+    return quantize_int4(
+        value,
+        group=0 if step.step else step.group,
+        symmetric=symmetric,
+        step="tensor" if step.step == "tensor" else "group",
+        outliers=step.outliers,
+    )
 
 
 def _energy(value: Tensor) -> float:

@@ -57,10 +57,12 @@ class QuantizeStep:
     """Stores a matrix in a compressed layout; `float12` and `keep` leave it exact."""
 
     where: Selector
-    method: Literal["int8", "int4", "fp8", "float12", "keep"]
+    method: Literal["int8", "int6", "int4", "fp8", "float12", "keep"]
     group: int = 32  # int4: columns that share a scale; 0 is the whole row
     symmetric: bool | None = None  # int4: no zero points; None: exactly where a prune step ran
-    step: Literal["row", "tensor"] = "row"  # int8: what shares a scale
+    # int8, int6, int4: what shares a scale; None: the row, of int4 the group.
+    step: Literal["row", "tensor"] | None = None
+    outliers: float = 0.0  # int6, int4: share of the weights kept beside the codes
     block: int = 0  # fp8: rows and columns that share a scale; 0 is the row
     # int8, fp8: what activations are rounded to, "16-bit" or the method's own name.
     activations: str = "16-bit"

@@ -13,6 +13,7 @@ from tersor.converters.errors import RecipeError
 _PRUNE_PATTERN = re.compile(r"(\d{1,3}):(\d{1,3})")
 _PRUNE_MAGNITUDE = re.compile(r"magnitude:(\d*\.?\d+)")
 _MAX_BLOCK = 64  # columns of an n:m pattern
+_MAX_OUTLIERS = 0.05  # beyond, their 48 bits cost more than one bit more for every weight
 _GROUPS = (0, 16, 32, 64, 128, 256)
 _BLOCKS = (0, 128)
 _WIDE = "16-bit"  # activations as they are
@@ -73,7 +74,7 @@ _QUANTIZE: Mapping[str, _Key] = {
     **_SELECTOR,
     # Only these have operators that compute on a compressed weight.
     "kinds": _list_of("linear", "embedding"),
-    "method": _one_of("int8", "int4", "fp8", "float12", "keep"),
+    "method": _one_of("int8", "int6", "int4", "fp8", "float12", "keep"),
     "group": _Key(
         f"one of {', '.join(map(str, _GROUPS))} (0: the whole row)",
         lambda value: _is_whole(value, 0, 256) and value in _GROUPS,
@@ -85,16 +86,22 @@ _QUANTIZE: Mapping[str, _Key] = {
         lambda value: _is_whole(value, 0, 128) and value in _BLOCKS,
     ),
     "activations": _one_of(_WIDE, "int8", "fp8"),
+    "outliers": _Key(
+        f"a share above 0, up to {_MAX_OUTLIERS}",
+        lambda value: _is_share(value) and value <= _MAX_OUTLIERS,
+        float,
+    ),
 }
 _NEEDED: Mapping[str, tuple[str, ...]] = {"magnitude": ("fraction",), "pattern": ("keep", "of")}
 _FOREIGN: Mapping[str, tuple[str, ...]] = {
     "magnitude": ("keep", "of"),
     "pattern": ("fraction",),
-    "int8": ("group", "symmetric", "block"),
-    "int4": ("step", "block", "activations"),
-    "fp8": ("group", "symmetric", "step"),
-    "float12": ("group", "symmetric", "step", "block", "activations"),
-    "keep": ("group", "symmetric", "step", "block", "activations"),
+    "int8": ("group", "symmetric", "outliers", "block"),
+    "int6": ("group", "symmetric", "block", "activations"),
+    "int4": ("block", "activations"),
+    "fp8": ("group", "symmetric", "step", "outliers"),
+    "float12": ("group", "symmetric", "step", "outliers", "block", "activations"),
+    "keep": ("group", "symmetric", "step", "outliers", "block", "activations"),
 }
 _TOP = ("description", "prune", "quantize")
 
@@ -171,6 +178,11 @@ def _step(step: Mapping[str, Any], keys: Mapping[str, _Key], where: str) -> dict
         raise RecipeError(
             f"{where}: activations is {checked['activations']!r}; expected {_WIDE!r} or {method!r} "
             f"for method {method!r}."
+        )
+    if "step" in checked and checked.get("group", 0):
+        raise RecipeError(
+            f"{where}: step is {checked['step']!r} and group {checked['group']}; a scale is for a "
+            "group of columns, or for a whole row or tensor: remove one of both."
         )
     if method == "pattern" and checked["keep"] >= checked["of"]:
         raise RecipeError(

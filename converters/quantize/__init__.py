@@ -5,6 +5,7 @@ from __future__ import annotations
 from tersor.converters.quantize.base import Quantized
 from tersor.converters.quantize.fp8 import quantize_fp8
 from tersor.converters.quantize.int4 import quantize_int4
+from tersor.converters.quantize.int6 import quantize_int6
 from tersor.converters.quantize.int8 import quantize_int8
 
-__all__ = ["Quantized", "quantize_fp8", "quantize_int4", "quantize_int8"]
+__all__ = ["Quantized", "quantize_fp8", "quantize_int4", "quantize_int6", "quantize_int8"]

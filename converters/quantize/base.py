@@ -10,6 +10,8 @@ from torch import Tensor
 
 # Elements handled at once: 1 MiB in float32, so that the search stays in a core's cache.
 CHUNK_ELEMENTS = 1 << 18
+# Elements on which a step for a whole tensor is chosen: 4 MiB in float32.
+SAMPLE_ELEMENTS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +30,12 @@ def row_chunks(weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
     for start in range(0, weight.shape[0], rows):
         span = slice(start, min(start + rows, weight.shape[0]))
         yield span, weight[span].to(torch.float32)
+
+
+def sampled_rows(weight: Tensor) -> Tensor:
+    """Evenly spread rows of weight [N, K], about SAMPLE_ELEMENTS in float32, all where it fits."""
+    stride = max(1, weight.numel() // SAMPLE_ELEMENTS)
+    return weight[::stride].to(torch.float32)
 
 
 def storable(scale: Tensor) -> Tensor:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from tersor.kernels.errors import LayoutError
 from tersor.kernels.layout import Layout, Params, PlaneSpec, layouts
+from tersor.kernels.outliers.planes import POSITIONS, VALUES
 
 Planes = Mapping[str, Tensor]
 # (n, k, parameters asked for, device) -> the weight's parameters and planes
@@ -42,8 +44,6 @@ class Sample:
         return cls.from_planes(planes, (n, k), torch.bfloat16, params, device)
 
 
-MAKERS: Mapping[str, Maker] = {}
-
 _ALL = (
     Sample(label="dense", layout="dense"),
     Sample(label="float12", layout="float12"),
@@ -51,8 +51,14 @@ _ALL = (
     Sample(label="int8 w8a8", layout="int8", params={"activations": "int8"}),
     Sample(label="fp8 row", layout="fp8", params={"block": 0}),
     Sample(label="fp8 block", layout="fp8", params={"block": 128}),
+    Sample(label="int6 row", layout="int6"),
     Sample(label="int4 g128", layout="int4", params={"group": 128, "symmetric": True}),
     Sample(label="int4 row", layout="int4", params={"group": 0, "symmetric": True}),
+    Sample(
+        label="int4 row outliers",
+        layout="int4",
+        params={"group": 0, "symmetric": True, "outliers": 0.005},
+    ),
     Sample(label="int4 g32 zeros", layout="int4", params={"group": 32, "symmetric": False}),
 )
 
@@ -65,6 +71,30 @@ def samples() -> tuple[Sample, ...]:
 def _planes(layout: str, n: int, k: int, params: Params, device: torch.device) -> Planes:
     specs = layouts()[layout].plane_specs((n, k), torch.bfloat16, params)
     return {name: random_plane(spec, (n, k), device) for name, spec in specs.items()}
+
+
+def _with_outliers(
+    layout: str, n: int, k: int, asked: Params, device: torch.device
+) -> tuple[Params, Planes]:
+    """A weight of int4 or int6; `outliers` asks for a share of its weights."""
+    share = float(asked.get("outliers") or 0)
+    params = {name: value for name, value in asked.items() if name != "outliers"}
+    planes = dict(_planes(layout, n, k, params, device))
+    if layout == "int6":
+        planes["codes"] = torch.randint(-32, 32, (n, k), dtype=torch.int8, device=device)
+    if not share:
+        return params, planes
+    count = max(1, round(share * n * k))
+    positions = torch.randperm(n * k, device=device)[:count].sort().values
+    planes[POSITIONS] = positions.to(torch.uint32)
+    planes[VALUES] = torch.randn(count, device=device).bfloat16()
+    return {**params, "outliers": count}, planes
+
+
+MAKERS: Mapping[str, Maker] = {
+    "int4": partial(_with_outliers, "int4"),
+    "int6": partial(_with_outliers, "int6"),
+}
 
 
 def random_plane(spec: PlaneSpec, weight: tuple[int, int], device: torch.device) -> Tensor:
