@@ -153,7 +153,7 @@ def _search(w: Tensor, *, symmetric: bool) -> _Fit:
     else:
         low = w.amin(-1, keepdim=True).clamp_(max=0)
         high = w.amax(-1, keepdim=True).clamp_(min=0)
-        base = (high - low) / _TOP
+        base = high / _TOP - low / _TOP  # the difference itself may overflow
         middle = (-low / storable(base)).round_().clamp_(0, _TOP)
         zeros = [(middle + offset).clamp_(0, _TOP) for offset in (0, -1, 1)]
         ranges = [base * span for span in spans]

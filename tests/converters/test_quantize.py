@@ -6,13 +6,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from tersor.converters.quantize import Quantized, quantize_fp8, quantize_int4, quantize_int8
+from tersor.converters.quantize import (
+    Quantized,
+    quantize_fp8,
+    quantize_int4,
+    quantize_int6,
+    quantize_int8,
+)
 from tersor.converters.quantize.base import CHUNK_ELEMENTS
 from tersor.converters.quantize.reference import round_fp8, round_int4, round_int8
 from tersor.kernels.fp8.reference import dequantize as dequantize_fp8
 from tersor.kernels.int4.reference import dequantize as dequantize_int4
+from tersor.kernels.int6.reference import dequantize as dequantize_int6
 from tersor.kernels.int8.reference import dequantize as dequantize_int8
 from tersor.kernels.layout import layouts
+from tersor.kernels.outliers.reference import scatter
 
 SHAPES = [(1, 1), (3, 31), (5, 32), (7, 33), (64, 129), (129, 256)]
 GROUPS = [(32, False), (32, True), (64, False), (0, False), (0, True)]
@@ -32,8 +40,26 @@ def decode(quantized: Quantized) -> Tensor:
         return dequantize_int8(planes["codes"], planes["scales"])
     if quantized.layout == "fp8":
         return dequantize_fp8(planes["codes"], planes["scales"])
-    group = int(quantized.params["group"])
-    return dequantize_int4(planes["codes"], planes["scales"], planes.get("zeros"), group)
+    if quantized.layout == "int6":
+        decoded = dequantize_int6(planes["codes"], planes["scales"])
+    else:
+        group = int(quantized.params["group"])
+        decoded = dequantize_int4(planes["codes"], planes["scales"], planes.get("zeros"), group)
+    if "outlier_values" not in planes:
+        return decoded
+    return decoded + scatter(planes["outlier_positions"], planes["outlier_values"], *decoded.shape)
+
+
+def steps_and_outliers(w: Tensor, outliers: float) -> list[Quantized]:
+    """What int6 and int4 make of w with every kind of step, and this share of outliers."""
+    return [
+        quantize_int6(w, outliers=outliers),
+        quantize_int6(w, step="tensor", outliers=outliers),
+        quantize_int4(w, outliers=outliers),
+        quantize_int4(w, group=0, symmetric=True, outliers=outliers),
+        quantize_int4(w, group=0, step="tensor", outliers=outliers),
+        quantize_int4(w, group=0, symmetric=True, step="tensor", outliers=outliers),
+    ]
 
 
 def row_errors(decoded: Tensor, w: Tensor) -> Tensor:
@@ -115,11 +141,13 @@ def test_planes_are_those_of_the_layout(
         quantize_int4(w, group=group, symmetric=symmetric),
         quantize_fp8(w, activations="fp8"),
         quantize_fp8(w, block=128),
+        *steps_and_outliers(w, 0),
+        *steps_and_outliers(w, 0.01),
     ):
         layout = layouts()[quantized.layout]
         specs = layout.plane_specs(shape, torch.bfloat16, quantized.params)
-        made = {name: (dtype, tuple(t.shape)) for name, (dtype, t) in quantized.planes.items()}
-        assert made == {name: (spec.dtype, tuple(spec.shape)) for name, spec in specs.items()}
+        found = {name: (dtype, tuple(t.shape)) for name, (dtype, t) in quantized.planes.items()}
+        assert found == {name: (spec.dtype, tuple(spec.shape)) for name, spec in specs.items()}
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
@@ -136,6 +164,8 @@ def test_zeros_stay_zero_and_the_reported_error_is_the_real_one(symmetric: bool)
         quantize_int4(w, group=32, symmetric=symmetric),
         quantize_fp8(w),
         quantize_fp8(w, block=128),
+        *steps_and_outliers(w, 0),
+        *steps_and_outliers(w, 0.01),
     ):
         decoded = decode(quantized)
         assert (decoded[w == 0] == 0).all()
@@ -155,6 +185,37 @@ def test_extreme_weights_decode_to_finite_values() -> None:
         assert torch.allclose(decoded[1], w[1], rtol=0.01)
     whole = decode(quantize_fp8(w, block=128))
     assert torch.allclose(whole[1], w[1], rtol=0.01)
+    for quantized in steps_and_outliers(w, 0.02):
+        assert decode(quantized).isfinite().all()
+
+
+def test_outliers_pay() -> None:
+    w = weight((256, 512))
+    for without, with_outliers in zip(
+        steps_and_outliers(w, 0), steps_and_outliers(w, 0.005), strict=True
+    ):
+        assert with_outliers.squared_error < 0.8 * without.squared_error
+        assert len(with_outliers.planes["outlier_values"][1]) == round(0.005 * w.numel())
+
+
+def test_int6_lies_between_its_neighbours_and_a_row_step_below_a_tensor_step() -> None:
+    w = weight((256, 512))
+    errors = {
+        "int8": quantize_int8(w).squared_error,
+        "int6 row": quantize_int6(w).squared_error,
+        "int6 tensor": quantize_int6(w, step="tensor").squared_error,
+        "int4 tensor": quantize_int4(w, group=0, step="tensor").squared_error,
+    }
+    assert list(errors.values()) == sorted(errors.values())
+
+
+def test_outliers_of_several_chunks_ascend_and_add_up_to_the_share() -> None:
+    columns = 1024
+    w = weight((2 * CHUNK_ELEMENTS // columns + 3, columns))
+    for quantized in (quantize_int6(w, outliers=0.003), quantize_int4(w, outliers=0.003)):
+        positions = quantized.planes["outlier_positions"][1].to(torch.int64)
+        assert len(positions) == round(0.003 * w.numel()) == quantized.params["outliers"]
+        assert (positions[1:] > positions[:-1]).all()
 
 
 def test_chunks_do_not_change_the_result() -> None:

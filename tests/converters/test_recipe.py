@@ -143,7 +143,8 @@ def test_a_file_decides_by_first_match(tmp_path: Path) -> None:
     assert rest is not None
     assert by_name.method == "int8"
     assert (rest.method, rest.group, rest.symmetric) == ("int4", 64, True)
-    assert QuantizeStep(where=Selector(), method="int4").symmetric is None
+    step = QuantizeStep(where=Selector(), method="int4")
+    assert (step.symmetric, step.step, step.outliers) == (None, None, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -156,11 +157,11 @@ def test_a_file_decides_by_first_match(tmp_path: Path) -> None:
         ("[[quantize]]\nbits = 4\nmethod = 'int4'", "number 1: unknown key 'bits'; allowed are"),
         (
             "[[quantize]]\ngroup = 32",
-            "method is missing; expected one of int8, int4, fp8, float12, keep",
+            "method is missing; expected one of int8, int6, int4, fp8, float12, keep",
         ),
         (
             "[[quantize]]\nmethod = 'int3'",
-            "method is 'int3'; expected one of int8, int4, fp8, float12, keep",
+            "method is 'int3'; expected one of int8, int6, int4, fp8, float12, keep",
         ),
         ("[[quantize]]\nmethod = 'int4'\ngroup = 48", "group is 48; expected one of 0, 16"),
         ("[[quantize]]\nmethod = 'int4'\ngroup = true", "group is True; expected one of"),
@@ -174,6 +175,14 @@ def test_a_file_decides_by_first_match(tmp_path: Path) -> None:
         (
             "[[quantize]]\nmethod = 'int8'\nactivations = 'fp8'",
             "activations is 'fp8'; expected '16-bit' or 'int8' for method 'int8'",
+        ),
+        ("[[quantize]]\nmethod = 'int6'\ngroup = 32", "group means nothing for method 'int6'"),
+        ("[[quantize]]\nmethod = 'int6'\nstep = 'all'", "step is 'all'; expected one of row,"),
+        ("[[quantize]]\nmethod = 'int6'\noutliers = 0.5", "outliers is 0.5; expected a share"),
+        ("[[quantize]]\nmethod = 'int6'\noutliers = 1", "outliers is 1; expected a share"),
+        (
+            "[[quantize]]\nmethod = 'int4'\nstep = 'row'\ngroup = 32",
+            "step is 'row' and group 32; a scale is for a group of columns, or",
         ),
         ("[[quantize]]\nmethod = 'int8'\nkinds = ['other']", "kinds is .*; expected a list of"),
         ("[[quantize]]\nmethod = 'int8'\nmatch = '*'", "match is '.'; expected a list of globs"),
