@@ -114,8 +114,10 @@ def group_matmul_kernel(
             total = tl.zeros((BN, BM), dtype=tl.float32) if HAS_ZEROS else offset_sum
             for i in tl.static_range(SLICES):
                 x = _load_x(x_ptrs, lanes, (block * 8 + part * SLICES + i) * BW, k, EVEN_K)
-                j = part * SLICES + i
-                raised = numbers[j] if USE_ASM else raised_code(packed, packed, j, 4, COMPUTE)
+                if USE_ASM:
+                    raised = numbers[part * SLICES + i]  # a named index would be no constant
+                else:
+                    raised = raised_code(packed, packed, part * SLICES + i, 4, COMPUTE)
                 total = tl.dot(raised, x.to(COMPUTE), total)
             if HAS_ZEROS:
                 total -= offsets[part][:, None] * offset_sum

@@ -8,9 +8,16 @@ from kernel_cases import TOLERANCES, Int4Case, activations, assert_matmul_close
 from poison import poisoned_memory
 
 from tersor.kernels.crossover import packed_max_rows
+from tersor.kernels.errors import LayoutError
 from tersor.kernels.int4 import Int4Layout, cpu
 from tersor.kernels.int4.nibbles import NibblesForm
-from tersor.kernels.int4.packing import block_words, pack_words, unpack_words
+from tersor.kernels.int4.packing import (
+    ScaleCut,
+    block_words,
+    pack_scales,
+    pack_words,
+    unpack_words,
+)
 from tersor.kernels.int4.tiles import TilesForm
 
 CPU = torch.device("cpu")
@@ -53,6 +60,37 @@ def test_dense_and_rows_decode(n: int, k: int, group: int, symmetric: bool) -> N
     assert error <= (0 if symmetric else float(case.scales.max()) / 64)
     indices = torch.tensor([[0, n - 1], [n // 2, 0]])
     torch.testing.assert_close(layout.rows(indices, torch.float32), decoded[indices])
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("per_tensor", "group"), [(True, 0), (False, 0), (False, 32), (False, 48)])
+@pytest.mark.parametrize(("n", "k"), SHAPES[:-1])
+def test_outliers_and_a_step_per_tensor(
+    n: int, k: int, per_tensor: bool, group: int, symmetric: bool
+) -> None:
+    case = Int4Case.random(
+        n, k, group=group, symmetric=symmetric, per_tensor=per_tensor, outliers=-(-n * k // 50)
+    )
+    layout = layout_of(case)
+    for m in BATCHES:
+        x, bias = activations(m, k), activations(1, n, seed=3)[0]
+        with poisoned_memory():
+            y = layout.matmul(x, bias)
+        assert_matmul_close(y, x, case.weight, case.magnitude, bias, TOLERANCES["bf16"])
+    error = (layout.dense(torch.float32) - case.weight).abs().max()
+    assert error <= (1e-5 if symmetric else float(case.scales.max()) / 64)
+    indices = torch.tensor([n - 1, 0])
+    found = layout.rows(indices, torch.float32)
+    torch.testing.assert_close(found, layout.dense(torch.float32)[indices])
+
+
+def test_a_step_per_tensor_has_no_groups() -> None:
+    params = {"group": 32, "symmetric": True, "step": "tensor"}
+    with pytest.raises(LayoutError, match="`group` must be 0, not 32"):
+        Int4Layout.plane_specs((4, 64), torch.bfloat16, params)
+    for step in ("row", None, True):
+        with pytest.raises(LayoutError, match="must be 'tensor' or absent"):
+            Int4Layout.plane_specs((4, 64), torch.bfloat16, params | {"group": 0, "step": step})
 
 
 @pytest.mark.parametrize("group", [0, 32, 128])
@@ -111,3 +149,18 @@ def test_block_width_never_lets_a_slice_straddle_groups(
     group: int, k: int, expected: int | None
 ) -> None:
     assert block_words(group, k) == expected
+
+
+@pytest.mark.parametrize("group", [16, 32, 48, 64, 96, 128, 256, 512, 768])
+def test_scales_lie_beside_the_blocks_that_they_are_for(group: int) -> None:
+    k = 1100
+    bw = block_words(group, k)
+    assert bw is not None
+    cut = ScaleCut.of(group, bw)
+    scales = torch.arange(3 * -(-k // group), dtype=torch.float32).view(3, -1)
+    packed = pack_scales(scales, group, k)
+    for column in (0, 130, 600, k - 1):
+        block = column // (8 * bw)
+        part = column % (8 * bw) // (8 // cut.parts * bw) if cut.blocks == 1 else 0
+        assert torch.equal(packed[block // cut.blocks, :, part], scales[:, column // group])
+    assert packed.shape == (cut.count(k), 3, cut.parts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from fp8_weights import Fp8Case
-from kernel_cases import Int4Case, Int8Case, activations
+from kernel_cases import Int4Case, Int6Case, Int8Case, activations
 from torch import Tensor, nn
 
 from tersor.kernels.gemv import Finish
@@ -13,8 +13,10 @@ from tersor.kernels.int4 import Int4Layout, cpu
 from tersor.kernels.int4.form import Planes
 from tersor.kernels.int4.tiles import TilesForm
 from tersor.kernels.int4.words import WordsForm
+from tersor.kernels.int6.forms import WordsForm as Int6Words
 from tersor.kernels.int8 import Int8Layout
 from tersor.kernels.int8.packing import pack
+from tersor.kernels.outliers import SlicedOutliers, check_outliers
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 
@@ -87,6 +89,43 @@ def test_int4_words_pass_opcheck_and_agree_with_tiles(symmetric: bool, dtype: to
     torch.testing.assert_close(
         form.matmul(x, None, Finish.SUM).float(), expected, rtol=2**-8, atol=1e-4
     )
+
+
+@DTYPES
+def test_int6_words_with_outliers_pass_opcheck(dtype: torch.dtype) -> None:
+    case = Int6Case.random(5, 40, outliers=9)
+    found = check_outliers("int6", case.planes, 5, 40)
+    assert found is not None
+    form = Int6Words.pack(case.codes, case.scales, SlicedOutliers.pack(found))
+    assert form.outliers is not None
+    sparse = (form.outliers.entries, form.outliers.starts, form.outliers.longest)
+    x = activations(3, 40, dtype)
+    torch.library.opcheck(
+        torch.ops.tersor.int6_matmul_words.default,
+        (x, form.words, form.high, form.scales, torch.ones(5), "partials", *sparse),
+    )
+    torch.testing.assert_close(
+        form.matmul(x, None, Finish.SUM).float(), x.float() @ case.weight.T, rtol=2**-8, atol=1e-3
+    )
+
+
+def test_int4_words_with_outliers_pass_opcheck() -> None:
+    case = Int4Case.random(5, 40, group=0, symmetric=False, per_tensor=True, outliers=9)
+    found = check_outliers("int4", case.planes, 5, 40)
+    assert found is not None
+    planes = Planes(codes=case.codes, scales=case.scales, zeros=case.zeros, group=40)
+    form = WordsForm.pack(planes, 32, SlicedOutliers.pack(found))
+    assert form.outliers is not None
+    sparse = (form.outliers.entries, form.outliers.starts, form.outliers.longest)
+    x = activations(3, 40)
+    torch.library.opcheck(
+        torch.ops.tersor.int4_matmul_words.default,
+        (x, form.words, form.scales, form.zeros, form.group, None, "sum", *sparse),
+    )
+    torch.testing.assert_close(
+        form.matmul(x, None, Finish.SUM), x @ case.weight.T, rtol=1e-4, atol=1e-3
+    )
+    assert torch.equal(form.dequantize(), case.weight)
 
 
 class _TwoLayers(nn.Module):
