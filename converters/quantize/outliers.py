@@ -61,18 +61,15 @@ class OutlierPlanes:
 
     def __init__(self, share: float, shape: torch.Size) -> None:
         self._share = share
-        self._columns = shape[1]
+        self._columns = int(shape[1])
         self._total = max(1, round(share * shape.numel())) if share else 0
-        self._elements = shape.numel()
+        self._elements = int(shape.numel())
         self._positions: list[Tensor] = []
         self._values: list[Tensor] = []
 
     def count(self, rows: slice) -> int:
         """How many outliers these rows get: in proportion, so that all add up to the share."""
-        before, after = (
-            row * self._columns * self._total // self._elements for row in (rows.start, rows.stop)
-        )
-        return after - before
+        return self._before(rows.stop) - self._before(rows.start)
 
     def take(self, rows: slice, chosen: Tensor, w: Tensor, decoded: Tensor) -> Tensor:
         """Keeps the chosen weights of these rows, in order; what the rows decode to with them."""
@@ -82,6 +79,9 @@ class OutlierPlanes:
         self._values.append(values)
         patched = decoded.flatten().index_add(0, at, values.to(torch.float32))
         return patched.view_as(decoded)
+
+    def _before(self, row: int) -> int:
+        return row * self._columns * self._total // self._elements
 
     def add_to(
         self, planes: dict[str, tuple[str, Tensor]], params: dict[str, str | int | bool]

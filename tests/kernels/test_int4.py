@@ -85,12 +85,13 @@ def test_outliers_and_a_step_per_tensor(
 
 
 def test_a_step_per_tensor_has_no_groups() -> None:
+    params: dict[str, str | int | bool | None]
     params = {"group": 32, "symmetric": True, "step": "tensor"}
     with pytest.raises(LayoutError, match="`group` must be 0, not 32"):
         Int4Layout.plane_specs((4, 64), torch.bfloat16, params)
     for step in ("row", None, True):
         with pytest.raises(LayoutError, match="must be 'tensor' or absent"):
-            Int4Layout.plane_specs((4, 64), torch.bfloat16, params | {"group": 0, "step": step})
+            Int4Layout.plane_specs((4, 64), torch.bfloat16, {**params, "group": 0, "step": step})
 
 
 @pytest.mark.parametrize("group", [0, 32, 128])

@@ -15,7 +15,7 @@ from tersor.kernels.float12 import triton as float12
 from tersor.kernels.gated import gated
 from tersor.kernels.gemv.finish import Finish
 from tersor.kernels.int4 import triton as int4
-from tersor.kernels.int4.packing import pack_words
+from tersor.kernels.int4.packing import pack_scales, pack_words
 from tersor.kernels.int8 import triton as int8
 from tersor.kernels.int8.packing import pack
 from tersor.kernels.tuning import Cut, trying
@@ -45,10 +45,11 @@ def test_int8_in_any_cut(bn: int, splits: int) -> None:
 def test_int4_gated_in_any_cut(bn: int, splits: int) -> None:
     case = Int4Case.random(N, K, group=128, symmetric=False)
     assert case.zeros is not None
-    weight = (pack_words(case.codes, 32), case.scales.T.contiguous(), case.zeros.T.contiguous())
+    scales, zeros = (pack_scales(plane, 128, K) for plane in (case.scales, case.zeros))
+    words = pack_words(case.codes, 32)
     x = activations(3, K) / 16  # numpy warns where exp overflows
     with trying(Cut(bn=bn, num_warps=1, num_stages=1, splits=splits)) as trial, poisoned_memory():
-        y = int4.matmul(x, *weight, 128, None, Finish.SILU)
+        y = int4.matmul(x, words, None, scales, zeros, None, 128, None, Finish.SILU)
     assert {asked.kernel for asked in trial.asked} == {"int4.g128.zeros"}
     expected = gated(x @ case.weight.T, "silu")
     # The gate and the factor are sums of 600 products of up to 136 times a code.
