@@ -11,7 +11,7 @@ import typer
 
 from tersor.bundle.location import BUNDLE_SUFFIX, file_name, parse_location
 from tersor.cli.console import decoded
-from tersor.cli.options import ActivationsOption, DeviceOption
+from tersor.cli.options import ActivationsOption, DeviceOption, KVCacheDtypeOption
 from tersor.runtime.engine.types import SamplingParams
 
 
@@ -39,6 +39,7 @@ def generate(
     ] = None,
     device: DeviceOption = "cpu",
     activations: ActivationsOption = "auto",
+    kv_cache_dtype: KVCacheDtypeOption = "auto",
 ) -> None:
     """Continue a prompt.
 
@@ -59,9 +60,11 @@ def generate(
         stop=stops,
     )
     if server is None:
+        from tersor.cli.local import Computing
         from tersor.cli.local import stream as local_stream
 
-        pieces = local_stream(parse_location(bundle), text, sampling, device, activations)
+        computing = Computing(device, activations, kv_cache_dtype)
+        pieces = local_stream(parse_location(bundle), text, sampling, computing)
     else:
         from tersor.cli.remote import stream as remote_stream
 

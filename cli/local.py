@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry
 
@@ -16,8 +17,16 @@ from tersor.runtime.host import ModelHost, ServedDecoder
 from tersor.runtime.metrics import Metrics
 
 
+class Computing(NamedTuple):
+    """Where and in which dtypes, as typed: the configuration checks them."""
+
+    device: str
+    activations: str
+    kv_cache_dtype: str
+
+
 def stream(
-    bundle: Location, prompt: str, sampling: SamplingParams, device: str, activations: str
+    bundle: Location, prompt: str, sampling: SamplingParams, computing: Computing
 ) -> Iterator[str]:
     """Text pieces of one continuation.
 
@@ -28,9 +37,12 @@ def stream(
     """
     config = ServerConfig(
         models=(bundle,),
-        device=device,
-        activations=activations,  # type: ignore[arg-type]  # ServerConfig checks the choice
-        engine=EngineConfig(max_batch_size=1),
+        device=computing.device,
+        activations=computing.activations,  # type: ignore[arg-type]  # ServerConfig checks it
+        engine=EngineConfig(
+            max_batch_size=1,
+            kv_cache_dtype=computing.kv_cache_dtype,  # type: ignore[arg-type]  # and this one
+        ),
     )
     # The error that ends this is printed; a server's warnings on the way there would repeat it.
     logging.basicConfig(level=logging.ERROR, format="%(message)s")

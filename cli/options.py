@@ -29,6 +29,13 @@ ActivationsOption = Annotated[
     str,
     typer.Option(help="Activation dtype: bf16, fp32, or auto (bf16 on CUDA, fp32 on a CPU)."),
 ]
+KVCacheDtypeOption = Annotated[
+    str,
+    typer.Option(
+        help="Dtype of keys and values: bf16, fp32, int8 (half of bf16's memory), "
+        "or auto (that of the activations)."
+    ),
+]
 
 
 def local_file(text: str) -> Path:

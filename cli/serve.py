@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tersor.bundle.location import parse_location
-from tersor.cli.options import ActivationsOption, DeviceOption
+from tersor.cli.options import ActivationsOption, DeviceOption, KVCacheDtypeOption
 from tersor.runtime.config import EngineConfig, ServerConfig, parse_bytes
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def serve(
     kv_cache: Annotated[
         str, typer.Option(help="Memory for keys and values of one decoder, e.g. 2GiB.")
     ] = "256MiB",
+    kv_cache_dtype: KVCacheDtypeOption = "auto",
     drain_seconds: Annotated[
         float, typer.Option(help="Grace for running requests after SIGTERM.")
     ] = 30.0,
@@ -84,6 +85,7 @@ def serve(
             max_queue_size=max_queue_size,
             prefill_chunk_tokens=prefill_chunk_tokens,
             kv_cache_bytes=parse_bytes(kv_cache, key="--kv-cache"),
+            kv_cache_dtype=kv_cache_dtype,  # type: ignore[arg-type]  # EngineConfig checks the choice
         ),
     )
     from tersor.runtime.server.app import serve as run

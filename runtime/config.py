@@ -11,6 +11,7 @@ from tersor.bundle.location import Location
 from tersor.runtime.errors import ConfigError
 
 Activations = Literal["auto", "bf16", "fp32"]
+KVCacheDtype = Literal["auto", "bf16", "fp32", "int8"]
 
 SIZE_UNITS: Final = {
     "": 1,
@@ -64,6 +65,12 @@ def _whole(key: str, value: object, *, low: int, high: int | None = None) -> Non
     raise ConfigError(f"{key}: got {value!r}, expected {allowed}")
 
 
+def _choice(key: str, value: object, allowed: tuple[str, ...]) -> None:
+    """Raises ConfigError unless `value` is one of `allowed`."""
+    if value not in allowed:
+        raise ConfigError(f"{key}: got {value!r}, expected one of {', '.join(allowed)}")
+
+
 def _seconds(key: str, value: object) -> None:
     """Raises ConfigError unless `value` is a finite time, 0 or more."""
     if isinstance(value, (int, float)) and math.isfinite(value) and value >= 0:
@@ -80,6 +87,7 @@ class EngineConfig:
     prefill_chunk_tokens: int = 256  # a prompt is prefilled in pieces of this many tokens
     kv_page_tokens: int = 16
     kv_cache_bytes: int = 256 << 20  # device memory for keys and values
+    kv_cache_dtype: KVCacheDtype = "auto"  # of keys and values; auto: as the activations
     batch_delay_seconds: float = 0.002  # how long a graph batch waits for company
 
     def __post_init__(self) -> None:
@@ -88,6 +96,7 @@ class EngineConfig:
         _whole("prefill_chunk_tokens", self.prefill_chunk_tokens, low=1)
         _whole("kv_page_tokens", self.kv_page_tokens, low=1)
         _whole("kv_cache_bytes", self.kv_cache_bytes, low=1)
+        _choice("kv_cache_dtype", self.kv_cache_dtype, get_args(KVCacheDtype))
         _seconds("batch_delay_seconds", self.batch_delay_seconds)
 
 
@@ -113,9 +122,7 @@ class ServerConfig:
     def __post_init__(self) -> None:
         if _DEVICE.fullmatch(self.device) is None:
             raise ConfigError(f"device: got {self.device!r}, expected cpu, cuda or cuda:<index>")
-        if self.activations not in get_args(Activations):
-            allowed = ", ".join(get_args(Activations))
-            raise ConfigError(f"activations: got {self.activations!r}, expected one of {allowed}")
+        _choice("activations", self.activations, get_args(Activations))
         if self.memory_budget_bytes is not None:
             _whole("memory_budget_bytes", self.memory_budget_bytes, low=1)
         _whole("host_cache_bytes", self.host_cache_bytes, low=0)

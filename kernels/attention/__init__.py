@@ -1,7 +1,15 @@
 """Attention over keys and values that lie in pages."""
 
 from tersor.kernels.attention.plan import AttentionPlan
+from tersor.kernels.attention.quantize import SCALE_BYTES, dequantize_kv, quantize_kv
 from tersor.kernels.attention.reference import paged_attention_reference
 from tersor.kernels.attention.spans import Span
 
-__all__ = ["AttentionPlan", "Span", "paged_attention_reference"]
+__all__ = [
+    "SCALE_BYTES",
+    "AttentionPlan",
+    "Span",
+    "dequantize_kv",
+    "paged_attention_reference",
+    "quantize_kv",
+]

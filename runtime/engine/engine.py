@@ -17,7 +17,7 @@ from tersor.bundle.program import DecoderProgram
 from tersor.models.tokenizer import Tokenizer
 from tersor.runtime.config import EngineConfig
 from tersor.runtime.engine.admission import Admission
-from tersor.runtime.engine.cache import PagedCache
+from tersor.runtime.engine.cache import PagedCache, resolve_kv_cache_dtype
 from tersor.runtime.engine.estimate import Rates
 from tersor.runtime.engine.observer import EngineMetrics
 from tersor.runtime.engine.runner import Model, Runner
@@ -69,7 +69,7 @@ class DecoderEngine:
         config: limits.
         metrics: gives the engine its observer.
         device: of model and cache.
-        activations: dtype of the residual stream, and of keys and values.
+        activations: dtype of the residual stream; of keys and values too, if `config` says auto.
         clock: seconds; deadlines are on it.
         load_seconds: seconds that passes waited for weights so far, as the weights count them.
         seeds: gives a seed to requests that have none.
@@ -110,7 +110,7 @@ class DecoderEngine:
             page_tokens=config.kv_page_tokens,
             cache_bytes=config.kv_cache_bytes,
             max_sequences=config.max_batch_size,
-            dtype=activations,
+            dtype=resolve_kv_cache_dtype(config.kv_cache_dtype, activations),
             device=device,
         )
         self._admission = Admission(program, tokenizer, self._cache, seeds=seeds)

@@ -72,6 +72,7 @@ def test_wrong_configuration_is_wrong_usage(tersor: Command, bundles: dict[str, 
         ("--grpc-port", "70000"),
         ("--max-batch-size", "0"),
         ("--activations", "fp8"),
+        ("--kv-cache-dtype", "fp8"),
     ):
         done = tersor("serve", bundles["int4"], *options)
         assert done.code == 2, options

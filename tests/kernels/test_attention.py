@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
+from attention_cases import AttentionCase
 from torch import Tensor
 
-from tersor.kernels.attention import AttentionPlan, Span, paged_attention_reference
+from tersor.kernels.attention import (
+    AttentionPlan,
+    Span,
+    dequantize_kv,
+    paged_attention_reference,
+    quantize_kv,
+)
 from tersor.kernels.errors import LayoutError
 
 CPU = torch.device("cpu")
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2}  # absolute, of values around 1
 PAGE_TOKENS = 4
-PAGES = 64  # and one more for padding
+PAGES = 64
 SCALE = 0.3
 
 
@@ -26,12 +34,10 @@ class Heads:
 
 
 def _cache(heads: Heads, dtype: torch.dtype = torch.float32) -> Tensor:
-    """A cache full of finite noise, but for the padding page."""
+    """A cache full of finite noise."""
     generator = torch.Generator().manual_seed(1)
-    shape = (PAGES + 1, PAGE_TOKENS, 2, heads.kv_heads, heads.head_dim)
-    cache = torch.randn(shape, generator=generator).to(dtype)
-    cache[PAGES] = 0
-    return cache
+    shape = (PAGES, PAGE_TOKENS, 2, heads.kv_heads, heads.head_dim)
+    return torch.randn(shape, generator=generator).to(dtype)
 
 
 def _span(first_page: int, queries: int, context: int, *, scattered: bool = False) -> Span:
@@ -48,10 +54,8 @@ def _span(first_page: int, queries: int, context: int, *, scattered: bool = Fals
     return Span(pages=pages, queries=queries, context=context)
 
 
-def _plan(spans: list[Span], *, batched: bool | None = None) -> AttentionPlan:
-    return AttentionPlan(
-        spans, page_tokens=PAGE_TOKENS, padding_page=PAGES, device=CPU, batched=batched
-    )
+def _plan(spans: list[Span]) -> AttentionPlan:
+    return AttentionPlan(spans, page_tokens=PAGE_TOKENS, device=CPU)
 
 
 def _queries(spans: list[Span], heads: Heads, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -69,18 +73,16 @@ SPANS = {
 }
 
 
-@pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize("window", [None, 1, 3, 8, 100])
 @pytest.mark.parametrize("name", SPANS)
-def test_matches_the_reference(name: str, window: int | None, batched: bool) -> None:
+def test_matches_the_reference(name: str, window: int | None) -> None:
     spans, heads = SPANS[name], Heads()
     q, cache = _queries(spans, heads), _cache(heads)
     expected = paged_attention_reference(q, cache, spans, scale=SCALE, window=window)
-    got = _plan(spans, batched=batched).attend(q, cache, scale=SCALE, window=window)
+    got = _plan(spans).attend(q, cache, scale=SCALE, window=window)
     torch.testing.assert_close(got, expected, atol=TOLERANCE[q.dtype], rtol=0)
 
 
-@pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize(
     "heads",
     [
@@ -92,13 +94,11 @@ def test_matches_the_reference(name: str, window: int | None, batched: bool) -> 
     ids=str,
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_matches_the_reference_for_other_heads(
-    heads: Heads, dtype: torch.dtype, batched: bool
-) -> None:
+def test_matches_the_reference_for_other_heads(heads: Heads, dtype: torch.dtype) -> None:
     spans = SPANS["mixed"]
     q, cache = _queries(spans, heads, dtype), _cache(heads, dtype)
     expected = paged_attention_reference(q, cache, spans, scale=SCALE, window=None)
-    got = _plan(spans, batched=batched).attend(q, cache, scale=SCALE, window=None)
+    got = _plan(spans).attend(q, cache, scale=SCALE, window=None)
     assert got.dtype == dtype
     torch.testing.assert_close(got.float(), expected.float(), atol=TOLERANCE[dtype], rtol=0)
 
@@ -119,11 +119,10 @@ def test_reference_is_plain_attention() -> None:
             torch.testing.assert_close(got[token, head], expected, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("window", [None, 6])
 def test_a_sequence_does_not_depend_on_its_neighbours(
-    window: int | None, dtype: torch.dtype, batched: bool
+    window: int | None, dtype: torch.dtype
 ) -> None:
     """Bit for bit: alone, among others, in another order, and with its pages elsewhere."""
     heads = Heads(heads=6, kv_heads=2, head_dim=16)
@@ -134,7 +133,7 @@ def test_a_sequence_does_not_depend_on_its_neighbours(
     def attend(order: list[int]) -> dict[int, Tensor]:
         chosen = [spans[i] for i in order]
         rows = torch.cat([q[starts[i] : starts[i] + spans[i].queries] for i in order])
-        out = _plan(chosen, batched=batched).attend(rows, cache, scale=SCALE, window=window)
+        out = _plan(chosen).attend(rows, cache, scale=SCALE, window=window)
         return dict(zip(order, out.split([span.queries for span in chosen]), strict=True))
 
     together = attend(list(range(len(spans))))
@@ -161,15 +160,14 @@ def test_pages_may_lie_anywhere() -> None:
     assert torch.equal(results[0], results[1])
 
 
-@pytest.mark.parametrize("batched", [False, True])
-def test_what_lies_behind_the_context_is_not_read(batched: bool) -> None:
+def test_what_lies_behind_the_context_is_not_read() -> None:
     heads, spans = Heads(), [_span(0, 1, 5), _span(8, 3, 9)]
     q, cache = _queries(spans, heads), _cache(heads)
-    clean = _plan(spans, batched=batched).attend(q, cache, scale=SCALE, window=None)
+    clean = _plan(spans).attend(q, cache, scale=SCALE, window=None)
     cache[1, 1:] = 1e30  # behind the first sequence's tokens
     cache[10, 1:] = 1e30  # and the second's
     cache[3:8] = float("nan")  # pages of nobody
-    dirty = _plan(spans, batched=batched).attend(q, cache, scale=SCALE, window=None)
+    dirty = _plan(spans).attend(q, cache, scale=SCALE, window=None)
     assert torch.equal(clean, dirty)
 
 
@@ -194,15 +192,102 @@ def test_operands_that_do_not_fit() -> None:
     heads, spans = Heads(), [_span(0, 1, 5)]
     q, cache = _queries(spans, heads), _cache(heads)
     plan = _plan(spans)
-    with pytest.raises(LayoutError, match=r"q is \[2, 4, 16\], expected \[1, num_heads"):
+    with pytest.raises(LayoutError, match=r"\[2, 4, 16\], expected .* \[1, num_heads"):
         plan.attend(q.expand(2, 4, 16), cache, scale=SCALE, window=None)
     with pytest.raises(LayoutError, match=r"cache is .* expected"):
         plan.attend(q, cache[:, :2], scale=SCALE, window=None)
-    with pytest.raises(LayoutError, match=r"of q's dtype torch\.bfloat16"):
-        plan.attend(q.bfloat16(), cache, scale=SCALE, window=None)
+    with pytest.raises(LayoutError, match=r"q is torch\.float16 .* expected float32 or bfloat16"):
+        plan.attend(q.half(), cache, scale=SCALE, window=None)
+    with pytest.raises(LayoutError, match=r"cache is torch\.float16 .* expected float32"):
+        plan.attend(q, cache.half(), scale=SCALE, window=None)
+    with pytest.raises(LayoutError, match="an int8 cache, and no other, has kv_scales"):
+        plan.attend(q, cache.to(torch.int8), scale=SCALE, window=None)
+    with pytest.raises(
+        LayoutError, match=r"`kv_scales` has shape \[64\], expected \[64, 4, 2, 2\]"
+    ):
+        plan.attend(q, cache.to(torch.int8), scale=SCALE, window=None, kv_scales=torch.ones(PAGES))
+    for window, cap, sinks, problem in (
+        (0, None, None, "window is 0, expected at least 1 token"),
+        (None, 0.0, None, r"soft_cap is 0\.0, expected a positive finite number"),
+        (None, float("nan"), None, "soft_cap is nan"),
+        (None, None, torch.zeros(3), r"`sinks` has shape \[3\], expected \[4\]"),
+    ):
+        with pytest.raises(LayoutError, match=problem):
+            plan.attend(q, cache, scale=SCALE, window=window, soft_cap=cap, sinks=sinks)
+    with pytest.raises(LayoutError, match=r"`k` has shape \[2, 2, 16\], expected \[1, 2, 16\]"):
+        plan.store(cache, cache[0, :2, 0], cache[0, :1, 0])
     with pytest.raises(LayoutError, match="does not fit cache"):
         plan.attend(q[:, :3], cache, scale=SCALE, window=None)
     with pytest.raises(LayoutError, match="5 tokens of context in 1 pages of 4 tokens"):
         _plan([Span(pages=[0], queries=1, context=5)])
     with pytest.raises(LayoutError, match="0 queries"):
         _plan([Span(pages=[0], queries=0, context=1)])
+
+
+def test_reference_caps_scores_and_sinks_take_their_share() -> None:
+    """One token over three keys, by hand."""
+    heads = Heads(heads=1, kv_heads=1, head_dim=2)
+    q, cache = _queries([_span(0, 1, 3)], heads), _cache(heads)
+    keys, values = cache[0, :3, :, 0].unbind(1)  # [3, 2]
+    scores = 1.5 * torch.tanh(SCALE * keys @ q[0, 0] / 1.5)
+    sink = torch.tensor([0.7])
+    weights = torch.cat([scores, sink]).exp()
+    expected = (weights[:3, None] * values).sum(0) / weights.sum()
+    got = paged_attention_reference(
+        q, cache, [_span(0, 1, 3)], scale=SCALE, window=None, soft_cap=1.5, sinks=sink
+    )
+    torch.testing.assert_close(got[0, 0], expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        {"soft_cap": 2.0},
+        {"sinks": True},
+        {"soft_cap": 0.7, "sinks": True, "window": 9},
+        {"int8": True},
+        {"int8": True, "sinks": True, "window": 30},
+        {"int8": True, "window": 11},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_features_match_the_reference(features: dict[str, Any], dtype: torch.dtype) -> None:
+    case = AttentionCase.random([(1, 1), (5, 5), (1, 40), (7, 30)], dtype=dtype, **features)
+    got = case.attend()
+    assert got.dtype == dtype
+    expected = case.expected().float()
+    torch.testing.assert_close(got.float(), expected, atol=TOLERANCE[dtype], rtol=0)
+
+
+def test_cache_may_be_narrower_than_the_activations() -> None:
+    case = AttentionCase.random([(1, 20), (4, 30)], cache_dtype=torch.bfloat16)
+    got = case.attend()
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, case.expected(), atol=TOLERANCE[torch.float32], rtol=0)
+
+
+def test_store_quantizes_an_int8_cache() -> None:
+    spans = [_span(2, 2, 7)]
+    k, v = torch.randn(2, 2, 3, 16, generator=torch.Generator().manual_seed(3)).unbind(0)
+    cache = torch.zeros(PAGES, PAGE_TOKENS, 2, 3, 16, dtype=torch.int8)
+    scales = torch.zeros(PAGES, PAGE_TOKENS, 2, 3)
+    _plan(spans).store(cache, k, v, kv_scales=scales)
+    stored = dequantize_kv(cache[3], scales[3], torch.float32)[1:3]
+    half_a_step = torch.stack([k, v], dim=1).abs().amax(-1, keepdim=True) / 127 / 2
+    assert ((stored - torch.stack([k, v], dim=1)).abs() <= half_a_step * 1.001).all()
+    assert int(cache.count_nonzero()) <= 2 * 2 * 3 * 16
+    assert int(scales.count_nonzero()) == 2 * 2 * 3
+
+
+def test_quantized_heads_that_are_zero_or_not_finite() -> None:
+    x = torch.ones(4, 8)
+    x[0] = 0.0
+    x[1, 3], x[2, 4] = float("nan"), float("-inf")
+    x[3, 0] = 3e38
+    codes, scales = quantize_kv(x)
+    read = dequantize_kv(codes, scales, torch.float32)
+    assert torch.equal(read[0], x[0])
+    assert read[1].isnan().all()
+    assert read[2].isnan().all()
+    torch.testing.assert_close(read[3, 0], x[3, 0], rtol=1e-6, atol=0)

@@ -48,6 +48,7 @@ def test_sizes_are_written_in_binary_units() -> None:
         ("prefill_chunk_tokens", 0),
         ("kv_page_tokens", 2.5),
         ("kv_cache_bytes", 0),
+        ("kv_cache_dtype", "fp8"),
         ("batch_delay_seconds", -0.1),
         ("batch_delay_seconds", float("nan")),
     ],

@@ -1,0 +1,73 @@
+"""How paged attention is cut into programs. Unmeasured on a GPU: chosen from ahead-of-time builds.
+
+Nothing is searched in a request. The launch depends on the batch and, in powers of two, on its
+longest context, so that CUDA graphs exist in few sizes; the cut of a sequence depends on its own
+context alone, so that its result has the same bits whoever shares the pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MAX_HEAD_DIM = 256
+MAX_SHARE = 64  # query heads of a kv head
+# Tokens of a segment, at least: two or four tiles. Partial results of a segment are then at most
+# an eighth of the keys and values read (four heads of 128 over bf16: 1/32), and stay in the L2.
+MIN_SEGMENT_TOKENS = 128
+# Segments of a sequence, at most. Eight kv heads make 512 programs of a long sequence, about four
+# on each of the 132 SMs of an H100 or H200.
+MAX_SEGMENTS = 64
+# Two warps: with four, more than a third of the instructions are their talking to each other.
+DECODE_WARPS = 2
+# The page numbers of a tile are loaded first, so these hold two tiles of keys and values in flight.
+DECODE_STAGES = 5
+STEP_BYTES = 8192  # of keys in a decode step, and as many of values
+PREFILL_ROWS = 64  # query heads times tokens in a tile: the wide side of Hopper's tensor core
+PREFILL_STAGES = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tile:
+    """Sizes of the tiles of one kernel."""
+
+    rows: int  # query heads times tokens; a power of two
+    columns: int  # padded head size; a power of two
+    tokens: int  # keys and values in one step
+    warps: int
+
+
+def decode_tile(share: int, head_dim: int, itemsize: int) -> Tile:
+    """The tile in which all `share` query heads of a kv head are rows, at least one m16.
+
+    `itemsize`: bytes of a key's element.
+    """
+    columns = padded(head_dim)
+    return Tile(
+        rows=max(16, padded(share)),
+        columns=columns,
+        # Beyond 128 columns the accumulator leaves registers for 16 tokens.
+        tokens=16 if columns > 128 else max(16, min(128, STEP_BYTES // (columns * itemsize))),
+        warps=DECODE_WARPS,
+    )
+
+
+def prefill_tile(head_dim: int) -> Tile:
+    """The tile in which tokens times heads of a kv head are rows."""
+    columns = padded(head_dim)
+    # 64 tokens of 128 columns spill registers on sm_80; so do four warps with 256 columns.
+    return Tile(rows=PREFILL_ROWS, columns=columns, tokens=32, warps=8 if columns > 128 else 4)
+
+
+def padded(size: int) -> int:
+    """`size` rounded up to a power of two, 16 at least for a tile's sake."""
+    return max(16, 1 << (size - 1).bit_length())
+
+
+def most_segments(tokens: int) -> int:
+    """A bound on the segments of `tokens` tokens, which grows with them."""
+    return min(MAX_SEGMENTS, -(-tokens // MIN_SEGMENT_TOKENS))
+
+
+def segment_bucket(segments: int) -> int:
+    """Programs launched per sequence and head where the longest has `segments`."""
+    return 1 << (segments - 1).bit_length()

@@ -1,0 +1,127 @@
+"""Machine code of the paged attention kernels, compiled ahead of time (see aot.py)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+from aot import Kernel, budget_tests
+
+from tersor.kernels.attention.config import (
+    DECODE_STAGES,
+    MAX_SEGMENTS,
+    MIN_SEGMENT_TOKENS,
+    PREFILL_STAGES,
+    Tile,
+    decode_tile,
+    padded,
+    prefill_tile,
+)
+from tersor.kernels.attention.decode.triton import decode_kernel
+from tersor.kernels.attention.launch import at_once
+from tersor.kernels.attention.prefill.triton import prefill_kernel
+from tersor.kernels.attention.store.triton import store_kernel
+
+KV_HEADS = 8
+SCALARS = {"window": "i32", "scale": "fp32", "soft_cap": "fp32"}
+STRIDES = ("stride_token", "stride_head")
+
+
+def _types(cache: str, *more: str) -> dict[str, str]:
+    pointers = {"q_ptr": "*bf16", "kv_ptr": f"*{cache}", "out_ptr": "*bf16"}
+    pointers |= dict.fromkeys(("scales_ptr", "sinks_ptr", *more), "*fp32")
+    return pointers | dict.fromkeys(("spans_ptr", "pages_ptr"), "*i32")
+
+
+def _constants(
+    tile: Tile, share: int, head_dim: int, cache: str, *, extras: bool
+) -> dict[str, Any]:
+    return {
+        "QUANTIZED": cache == "i8",
+        "SOFT_CAP": extras,
+        "SINKS": extras,
+        "COMPUTE": tl.bfloat16,
+        "KV_HEADS": KV_HEADS,
+        "SHARE": share,
+        "HEAD_DIM": head_dim,
+        "PAGE_TOKENS": 16,
+        "ROWS": tile.rows,
+        "COLUMNS": tile.columns,
+        "TOKENS": tile.tokens,
+    }
+
+
+def _decode(
+    share: int = 4, head_dim: int = 128, cache: str = "bf16", *, extras: bool = False
+) -> Kernel:
+    tile = decode_tile(share, head_dim, 1 if cache == "i8" else 2)
+    share_rows = triton.next_power_of_2(share)
+    pointers = _types(cache, "sums_ptr", "stats_ptr") | {"arrived_ptr": "*i32"}
+    return Kernel(
+        function=decode_kernel,
+        types=pointers | dict.fromkeys(STRIDES, "i32") | SCALARS,
+        constants=_constants(tile, share, head_dim, cache, extras=extras)
+        | {
+            "SEGMENT_TOKENS": MIN_SEGMENT_TOKENS,
+            "SEGMENTS": MAX_SEGMENTS,
+            "SHARE_ROWS": share_rows,
+            "AT_ONCE": at_once(share_rows, tile.columns),
+        },
+        aligned=(*pointers, *STRIDES),
+        options={"num_warps": tile.warps, "num_stages": DECODE_STAGES},
+        weights_per_step=2 * tile.tokens * head_dim,
+    )
+
+
+def _prefill(
+    share: int = 4, head_dim: int = 128, cache: str = "bf16", *, extras: bool = False
+) -> Kernel:
+    tile = prefill_tile(head_dim)
+    pointers = _types(cache)
+    return Kernel(
+        function=prefill_kernel,
+        types=pointers | dict.fromkeys((*STRIDES, "spans"), "i32") | SCALARS,
+        constants=_constants(tile, share, head_dim, cache, extras=extras) | {"SPANS": 1},
+        aligned=(*pointers, *STRIDES),
+        options={"num_warps": tile.warps, "num_stages": PREFILL_STAGES},
+    )
+
+
+def _store(cache: str) -> Kernel:
+    pointers = {"k_ptr": "*bf16", "v_ptr": "*bf16", "slots_ptr": "*i64", "kv_ptr": f"*{cache}"}
+    pointers |= {"scales_ptr": "*fp32"}
+    strides = ("k_stride_token", "k_stride_head", "v_stride_token", "v_stride_head")
+    return Kernel(
+        function=store_kernel,
+        types=pointers | dict.fromkeys(strides, "i32"),
+        constants={
+            "QUANTIZED": cache == "i8",
+            "KV_HEADS": KV_HEADS,
+            "HEAD_DIM": 128,
+            "HEADS": KV_HEADS,
+            "COLUMNS": padded(128),
+        },
+        aligned=(*pointers, *strides),
+        options={"num_warps": 4, "num_stages": 3},
+    )
+
+
+KERNELS = {
+    "decode": _decode(),
+    "decode_int8": _decode(cache="i8"),
+    "decode_share8_64_extras": _decode(8, 64, extras=True),
+    "decode_256_int8": _decode(2, 256, "i8"),
+    "prefill": _prefill(),
+    "prefill_int8": _prefill(cache="i8"),
+    "prefill_share8_64_extras": _prefill(8, 64, extras=True),
+    "prefill_256": _prefill(2, 256),
+    "store": _store("bf16"),
+    "store_int8": _store("i8"),
+}
+
+(
+    test_machine_code_stays_within_its_budget,
+    test_amd_machine_code_does_not_spill,
+    test_every_kernel_has_a_budget,
+) = budget_tests(KERNELS, __file__)
