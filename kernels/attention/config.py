@@ -41,7 +41,7 @@ def decode_tile(share: int, head_dim: int, itemsize: int) -> Tile:
 
     `itemsize`: bytes of a key's element.
     """
-    columns = padded(head_dim)
+    columns = columns_of(head_dim, itemsize)
     return Tile(
         rows=max(16, padded(share)),
         columns=columns,
@@ -51,16 +51,21 @@ def decode_tile(share: int, head_dim: int, itemsize: int) -> Tile:
     )
 
 
-def prefill_tile(head_dim: int) -> Tile:
+def prefill_tile(head_dim: int, itemsize: int) -> Tile:
     """The tile in which tokens times heads of a kv head are rows."""
-    columns = padded(head_dim)
+    columns = columns_of(head_dim, itemsize)
     # 64 tokens of 128 columns spill registers on sm_80; so do four warps with 256 columns.
     return Tile(rows=PREFILL_ROWS, columns=columns, tokens=32, warps=8 if columns > 128 else 4)
 
 
-def padded(size: int) -> int:
-    """`size` rounded up to a power of two, 16 at least for a tile's sake."""
-    return max(16, 1 << (size - 1).bit_length())
+def padded(size: int, *, least: int = 16) -> int:
+    """`size` rounded up to a power of two that tensor cores take."""
+    return max(least, 1 << (size - 1).bit_length())
+
+
+def columns_of(head_dim: int, itemsize: int) -> int:
+    """Columns of a tile for heads of `head_dim`; codes (itemsize 1) are multiplied in halves."""
+    return padded(head_dim, least=32 if itemsize == 1 else 16)
 
 
 def most_segments(tokens: int) -> int:

@@ -25,7 +25,7 @@ from tersor.kernels.attention.scoring import Scoring
 from tersor.kernels.attention.store.triton import store_kernel
 from tersor.kernels.attention.tables import Tables
 from tersor.kernels.errors import LayoutError
-from tersor.kernels.gemv.triton import check_device
+from tersor.kernels.gemv.triton import check_device, has_inline_asm
 
 UNBOUNDED = 2**31 - 1  # a window that no context fills
 
@@ -72,13 +72,18 @@ class KernelPass:
                 f"{share} query heads of {head_dim} per kv head, expected at most {MAX_SHARE} of "
                 f"at most {MAX_HEAD_DIM}; run this model on the CPU"
             )
+        if kv_scales is not None and head_dim % 2:
+            raise LayoutError(f"heads of {head_dim}, expected an even size for an int8 cache")
+        # The interpreter's bf16 arithmetic is wrong without saying so.
+        narrow = q.dtype == torch.bfloat16 and q.device.type != "cpu"
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         scales = cache if kv_scales is None else kv_scales
         constants = {
             "QUANTIZED": kv_scales is not None,
             "SOFT_CAP": scoring.soft_cap is not None,
             "SINKS": scoring.sinks is not None,
-            "COMPUTE": _compute(q),
+            "COMPUTE": tl.bfloat16 if narrow else tl.float32,
+            "USE_ASM": narrow and has_inline_asm(q.device),
             "KV_HEADS": kv_heads,
             "SHARE": share,
             "HEAD_DIM": head_dim,
@@ -149,7 +154,7 @@ class KernelPass:
         count = len(tables.prefill)
         kv_heads, head_dim = cache.shape[3:]
         share = q.shape[1] // kv_heads
-        tile = prefill_tile(head_dim)
+        tile = prefill_tile(head_dim, cache.element_size())
         tiles = tables.prefill_tokens * share // tile.rows + count
         prefill_kernel[(tiles, kv_heads)](
             q,
@@ -193,9 +198,3 @@ class _Partials:
 def at_once(share_rows: int, columns: int) -> int:
     """Segments combined in one step: 32 float32 of a thread, whose loads are all in flight."""
     return min(16, max(1, 32 * 32 * DECODE_WARPS // (share_rows * columns)))
-
-
-def _compute(q: Tensor) -> object:
-    """The dtype of products: q's, but fp32 in the interpreter, whose bf16 arithmetic is wrong."""
-    narrow = q.dtype == torch.bfloat16 and q.device.type != "cpu"
-    return tl.bfloat16 if narrow else tl.float32

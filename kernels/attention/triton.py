@@ -18,6 +18,36 @@ PAGES_AT = tl.constexpr(3)
 BEFORE = tl.constexpr(4)
 
 
+# Of two int16 words, the low and the high bytes as bf16. A bf16 with exponent 7 counts 128, 129, …
+# in its seven bits: 128 + (code & 127) and -(128 + (code & 128)) add up to the code, exactly.
+CODE_PAIRS_ASM = tl.constexpr("""
+{
+.reg .b32 high, bits, sign, one;
+mov.b32 one, 0x3F803F80;
+shr.u32 high, $2, 8;
+lop3.b32 bits, $2, 0x007F007F, 0x43004300, 0xEA;
+lop3.b32 sign, $2, 0x00800080, 0xC300C300, 0xEA;
+fma.rn.bf16x2 $0, bits, one, sign;
+lop3.b32 bits, high, 0x007F007F, 0x43004300, 0xEA;
+lop3.b32 sign, high, 0x00800080, 0xC300C300, 0xEA;
+fma.rn.bf16x2 $1, bits, one, sign;
+}
+""")
+
+
+@triton.jit
+def code_pairs(words, COMPUTE: tl.constexpr, USE_ASM: tl.constexpr):
+    """Codes of int16 `words` in COMPUTE: those in the low bytes, and those in the high bytes."""
+    if USE_ASM:
+        low, high = tl.inline_asm_elementwise(
+            CODE_PAIRS_ASM, "=r,=r,r", [words], (tl.bfloat16, tl.bfloat16), is_pure=True, pack=2
+        )
+    else:
+        low = ((words << 8) >> 8).to(COMPUTE)
+        high = (words >> 8).to(COMPUTE)
+    return low, high
+
+
 @triton.jit
 def attend_range(
     q,  # COMPUTE [ROWS, COLUMNS]
@@ -26,7 +56,7 @@ def attend_range(
     stop,  # and the end; all of them have been stored
     window,
     pages_ptr,  # int32, this sequence's
-    kv_ptr,  # [slots, 2, KV_HEADS, HEAD_DIM]
+    kv_ptr,  # [slots, 2, KV_HEADS, HEAD_DIM], int8 if QUANTIZED
     scales_ptr,  # float32 [slots, 2, KV_HEADS], read if QUANTIZED
     kv_head,
     scale,
@@ -35,6 +65,7 @@ def attend_range(
     QUANTIZED: tl.constexpr,
     SOFT_CAP: tl.constexpr,
     COMPUTE: tl.constexpr,  # dtype of the products: bf16 or fp32; fp32 in the interpreter
+    USE_ASM: tl.constexpr,  # NVIDIA's instructions; COMPUTE is bf16
     KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     PAGE_TOKENS: tl.constexpr,
@@ -45,12 +76,25 @@ def attend_range(
     """Softmax over tokens start … stop-1 so far: peak and total [ROWS], acc [ROWS, COLUMNS].
 
     What is behind `stop` is never read: a NaN in an unused slot would pass through any mask.
+
+    int8 codes are read two by two, as words, and even and odd columns multiplied apart: bytes
+    cannot be transposed on their way to the tensor cores (one load and two permutations each).
     """
     lane = tl.arange(0, TOKENS)
-    column = tl.arange(0, COLUMNS)
     peak = tl.full((ROWS,), float("-inf"), dtype=tl.float32)
     total = tl.zeros((ROWS,), dtype=tl.float32)
-    acc = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+    if QUANTIZED:
+        WIDTH: tl.constexpr = HEAD_DIM // 2
+        column = tl.arange(0, COLUMNS // 2)
+        rows_ptr = kv_ptr.to(tl.pointer_type(tl.int16))
+        q_even, q_odd = q.reshape(ROWS, COLUMNS // 2, 2).split()
+        odd = tl.zeros((ROWS, COLUMNS // 2), dtype=tl.float32)
+        acc = tl.zeros((ROWS, COLUMNS // 2), dtype=tl.float32)
+    else:
+        WIDTH: tl.constexpr = HEAD_DIM
+        column = tl.arange(0, COLUMNS)
+        rows_ptr = kv_ptr
+        acc = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     factor = scale * (2.0 / soft_cap) if SOFT_CAP else scale * LOG2E
     for first in range(start, stop, TOKENS):
         token = first + lane
@@ -59,19 +103,21 @@ def attend_range(
         page = tl.load(pages_ptr + real // PAGE_TOKENS)
         slot = page.to(tl.int64) * PAGE_TOKENS + real % PAGE_TOKENS
         key_head = slot * (2 * KV_HEADS) + kv_head
-        pointers = kv_ptr + key_head[:, None] * HEAD_DIM + column[None, :]
+        pointers = rows_ptr + key_head[:, None] * WIDTH + column[None, :]
         if HEAD_DIM == COLUMNS:
             keys = tl.load(pointers)
-            values = tl.load(pointers + KV_HEADS * HEAD_DIM)
+            values = tl.load(pointers + KV_HEADS * WIDTH)
         else:
-            inside = (column < HEAD_DIM)[None, :]
+            inside = (column < WIDTH)[None, :]
             keys = tl.load(pointers, mask=inside, other=0)
-            values = tl.load(pointers + KV_HEADS * HEAD_DIM, mask=inside, other=0)
-        scores = tl.dot(q, keys.to(COMPUTE).T, input_precision="ieee")
+            values = tl.load(pointers + KV_HEADS * WIDTH, mask=inside, other=0)
         if QUANTIZED:
-            key_scale = tl.load(scales_ptr + key_head)
-            scores *= (key_scale * factor)[None, :]
+            low, high = code_pairs(keys, COMPUTE, USE_ASM)
+            scores = tl.dot(q_even, low.T, input_precision="ieee")
+            scores = tl.dot(q_odd, high.T, scores, input_precision="ieee")
+            scores *= (tl.load(scales_ptr + key_head) * factor)[None, :]
         else:
+            scores = tl.dot(q, keys.to(COMPUTE).T, input_precision="ieee")
             scores *= factor
         if SOFT_CAP:
             # tanh(x) = 2 sigmoid(2 x) - 1
@@ -90,9 +136,15 @@ def attend_range(
         acc *= shrink[:, None]
         peak = top
         if QUANTIZED:
-            value_scale = tl.load(scales_ptr + key_head + KV_HEADS)
-            weights *= value_scale[None, :]
-        acc = tl.dot(weights.to(COMPUTE), values.to(COMPUTE), acc, input_precision="ieee")
+            weights *= tl.load(scales_ptr + key_head + KV_HEADS)[None, :]
+            low, high = code_pairs(values, COMPUTE, USE_ASM)
+            narrow = weights.to(COMPUTE)
+            acc = tl.dot(narrow, low, acc, input_precision="ieee")
+            odd = tl.dot(narrow, high, odd * shrink[:, None], input_precision="ieee")
+        else:
+            acc = tl.dot(weights.to(COMPUTE), values.to(COMPUTE), acc, input_precision="ieee")
+    if QUANTIZED:
+        acc = tl.join(acc, odd).reshape(ROWS, COLUMNS)
     return peak, total, acc
 
 

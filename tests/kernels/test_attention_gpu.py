@@ -10,7 +10,7 @@ import torch
 from attention_cases import AttentionCase
 from poison import poisoned_memory
 
-from tersor.kernels.attention import AttentionPlan, Span, quantize_kv
+from tersor.kernels.attention import AttentionPlan, Span, launch, quantize_kv
 
 pytestmark = [
     pytest.mark.gpu,
@@ -77,6 +77,15 @@ def test_the_last_program_to_arrive_changes_nothing() -> None:
     torch.testing.assert_close(first.float(), case.expected().float(), atol=2e-2, rtol=0)
     for _ in range(200):
         assert torch.equal(plan.attend(case.q, case.cache, **case.options), first)
+
+
+def test_the_portable_kernels_make_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = AttentionCase.random(
+        SIZES, dtype=torch.bfloat16, int8=True, head_dim=128, device="cuda:0"
+    )
+    with_assembly = case.attend()
+    monkeypatch.setattr(launch, "has_inline_asm", lambda _: False)
+    assert torch.equal(case.attend(), with_assembly)
 
 
 def test_passes_are_captured_by_a_cuda_graph() -> None:

@@ -37,6 +37,7 @@ def decode_kernel(
     SOFT_CAP: tl.constexpr,
     SINKS: tl.constexpr,
     COMPUTE: tl.constexpr,
+    USE_ASM: tl.constexpr,
     KV_HEADS: tl.constexpr,
     SHARE: tl.constexpr,  # query heads of a kv head
     HEAD_DIM: tl.constexpr,
@@ -78,8 +79,8 @@ def decode_kernel(
     peak, total, acc = attend_range(
         q, tl.zeros((ROWS,), dtype=tl.int32), start, tl.minimum(start + length, context), window,
         pages_ptr + tl.load(record_ptr + PAGES_AT), kv_ptr, scales_ptr, kv_head, scale, soft_cap,
-        False, QUANTIZED, SOFT_CAP, COMPUTE, KV_HEADS, HEAD_DIM, PAGE_TOKENS,
-        ROWS, COLUMNS, TOKENS,
+        False, QUANTIZED, SOFT_CAP, COMPUTE, USE_ASM, KV_HEADS, HEAD_DIM,
+        PAGE_TOKENS, ROWS, COLUMNS, TOKENS,
     )  # fmt: skip
     out_ptrs = out_ptr + (token * (KV_HEADS * SHARE) + head)[:, None] * HEAD_DIM + column[None, :]
     if segments == 1:

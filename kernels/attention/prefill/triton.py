@@ -36,6 +36,7 @@ def prefill_kernel(
     SOFT_CAP: tl.constexpr,
     SINKS: tl.constexpr,
     COMPUTE: tl.constexpr,
+    USE_ASM: tl.constexpr,
     KV_HEADS: tl.constexpr,
     SHARE: tl.constexpr,  # query heads of a kv head
     HEAD_DIM: tl.constexpr,
@@ -82,8 +83,8 @@ def prefill_kernel(
     peak, total, acc = attend_range(
         q, context - queries + token, start, context - queries + latest + 1, window,
         pages_ptr + tl.load(record_ptr + PAGES_AT), kv_ptr, scales_ptr, kv_head, scale, soft_cap,
-        True, QUANTIZED, SOFT_CAP, COMPUTE, KV_HEADS, HEAD_DIM, PAGE_TOKENS,
-        ROWS, COLUMNS, TOKENS,
+        True, QUANTIZED, SOFT_CAP, COMPUTE, USE_ASM, KV_HEADS, HEAD_DIM,
+        PAGE_TOKENS, ROWS, COLUMNS, TOKENS,
     )  # fmt: skip
     y = normalized(peak, total, acc, sinks_ptr, head, inside, SINKS)
     offset = (near * (KV_HEADS * SHARE) + head)[:, None] * HEAD_DIM + column[None, :]

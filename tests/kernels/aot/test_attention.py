@@ -35,13 +35,14 @@ def _types(cache: str, *more: str) -> dict[str, str]:
 
 
 def _constants(
-    tile: Tile, share: int, head_dim: int, cache: str, *, extras: bool
+    tile: Tile, share: int, head_dim: int, cache: str, *, extras: bool, use_asm: bool
 ) -> dict[str, Any]:
     return {
         "QUANTIZED": cache == "i8",
         "SOFT_CAP": extras,
         "SINKS": extras,
         "COMPUTE": tl.bfloat16,
+        "USE_ASM": use_asm,
         "KV_HEADS": KV_HEADS,
         "SHARE": share,
         "HEAD_DIM": head_dim,
@@ -53,7 +54,12 @@ def _constants(
 
 
 def _decode(
-    share: int = 4, head_dim: int = 128, cache: str = "bf16", *, extras: bool = False
+    share: int = 4,
+    head_dim: int = 128,
+    cache: str = "bf16",
+    *,
+    extras: bool = False,
+    use_asm: bool = False,
 ) -> Kernel:
     tile = decode_tile(share, head_dim, 1 if cache == "i8" else 2)
     share_rows = triton.next_power_of_2(share)
@@ -61,7 +67,7 @@ def _decode(
     return Kernel(
         function=decode_kernel,
         types=pointers | dict.fromkeys(STRIDES, "i32") | SCALARS,
-        constants=_constants(tile, share, head_dim, cache, extras=extras)
+        constants=_constants(tile, share, head_dim, cache, extras=extras, use_asm=use_asm)
         | {
             "SEGMENT_TOKENS": MIN_SEGMENT_TOKENS,
             "SEGMENTS": MAX_SEGMENTS,
@@ -75,14 +81,20 @@ def _decode(
 
 
 def _prefill(
-    share: int = 4, head_dim: int = 128, cache: str = "bf16", *, extras: bool = False
+    share: int = 4,
+    head_dim: int = 128,
+    cache: str = "bf16",
+    *,
+    extras: bool = False,
+    use_asm: bool = False,
 ) -> Kernel:
-    tile = prefill_tile(head_dim)
+    tile = prefill_tile(head_dim, 1 if cache == "i8" else 2)
     pointers = _types(cache)
     return Kernel(
         function=prefill_kernel,
         types=pointers | dict.fromkeys((*STRIDES, "spans"), "i32") | SCALARS,
-        constants=_constants(tile, share, head_dim, cache, extras=extras) | {"SPANS": 1},
+        constants=_constants(tile, share, head_dim, cache, extras=extras, use_asm=use_asm)
+        | {"SPANS": 1},
         aligned=(*pointers, *STRIDES),
         options={"num_warps": tile.warps, "num_stages": PREFILL_STAGES},
     )
@@ -109,14 +121,13 @@ def _store(cache: str) -> Kernel:
 
 KERNELS = {
     "decode": _decode(),
-    "decode_int8": _decode(cache="i8"),
+    "decode_int8": _decode(cache="i8", use_asm=True),
+    "decode_int8_portable": _decode(cache="i8"),
     "decode_share8_64_extras": _decode(8, 64, extras=True),
-    "decode_256_int8": _decode(2, 256, "i8"),
-    "prefill": _prefill(),
-    "prefill_int8": _prefill(cache="i8"),
-    "prefill_share8_64_extras": _prefill(8, 64, extras=True),
+    "decode_256_int8": _decode(2, 256, "i8", use_asm=True),
+    "prefill": _prefill(extras=True),
+    "prefill_int8": _prefill(cache="i8", use_asm=True),
     "prefill_256": _prefill(2, 256),
-    "store": _store("bf16"),
     "store_int8": _store("i8"),
 }
 

@@ -17,6 +17,7 @@ from poison import poisoned_memory
 
 from tersor.kernels.attention import AttentionPlan, Span, dequantize_kv, launch, quantize_kv
 from tersor.kernels.attention.config import MIN_SEGMENT_TOKENS, most_segments, segment_bucket
+from tersor.kernels.attention.triton import CODE_PAIRS_ASM
 from tersor.kernels.errors import LayoutError
 
 HOST = torch.device("cpu")
@@ -63,6 +64,21 @@ def test_features(features: dict[str, Any]) -> None:
 def test_features_with_ragged_heads(features: dict[str, Any]) -> None:
     shape: dict[str, Any] = {"kv_heads": 1, "share": 3, "head_dim": 40, "page_tokens": 5}
     _check(AttentionCase.random([(2, 70), (1, 260)], **shape, **features))
+
+
+def test_codes_of_small_heads() -> None:
+    """Two halves of eight columns, fewer than tensor cores multiply."""
+    _check(AttentionCase.random([(1, 20), (3, 9)], head_dim=16, int8=True))
+
+
+def test_codes_are_sums_of_two_bf16() -> None:
+    """What CODE_PAIRS_ASM computes, which the interpreter cannot run."""
+    assert "0x007F007F, 0x43004300" in CODE_PAIRS_ASM.value
+    assert "0x00800080, 0xC300C300" in CODE_PAIRS_ASM.value
+    codes = torch.arange(-128, 128, dtype=torch.int32)
+    bits = ((codes & 0x7F) | 0x4300).to(torch.int16).view(torch.bfloat16)
+    sign = ((codes & 0x80) | (0xC300 - 0x10000)).to(torch.int16).view(torch.bfloat16)
+    assert torch.equal(bits + sign, codes.to(torch.bfloat16))
 
 
 @pytest.mark.parametrize("cache", [torch.bfloat16, torch.float32])
@@ -161,7 +177,10 @@ def test_segments_are_a_sequences_own() -> None:
     assert [segment_bucket(n) for n in (1, 2, 3, 33, 64)] == [1, 2, 4, 64, 64]
 
 
-def test_too_many_heads_for_a_tile() -> None:
+def test_heads_that_no_tile_takes() -> None:
+    case = AttentionCase.random([(1, 3)], kv_heads=1, share=1, head_dim=7, int8=True)
+    with pytest.raises(LayoutError, match="heads of 7, expected an even size for an int8 cache"):
+        case.attend(kernels=True)
     case = AttentionCase.random([(1, 3)], kv_heads=1, share=65, head_dim=8)
     with pytest.raises(LayoutError, match="65 query heads of 8 per kv head, expected at most 64"):
         case.attend(kernels=True)
