@@ -89,6 +89,7 @@ def test_memory_options_have_the_documented_defaults() -> None:
     assert DEFAULTS.memory_budget_bytes is None
     assert table["--memory-budget"][0] == "80 % of the device's memory"
     assert parse_bytes(table["--kv-cache"][0]) == engine.kv_cache_bytes
+    assert table["--kv-cache-dtype"][0] == engine.kv_cache_dtype
     assert int(table["--host-cache"][0]) == DEFAULTS.host_cache_bytes
 
 
@@ -97,6 +98,7 @@ def test_every_option_named_exists() -> None:
         "--device": ["cpu"],
         "--host-cache": ["1GiB"],
         "--kv-cache": ["1GiB"],
+        "--kv-cache-dtype": ["int8"],
         "--memory-budget": ["1GiB"],
         "--preload": [],
     }
