@@ -25,7 +25,7 @@ from tersor.kernels.attention.scoring import Scoring
 from tersor.kernels.attention.store.triton import store_kernel
 from tersor.kernels.attention.tables import Tables
 from tersor.kernels.errors import LayoutError
-from tersor.kernels.gemv.triton import check_device, has_inline_asm
+from tersor.kernels.gemv.triton import check_device, has_inline_asm, register_options
 
 UNBOUNDED = 2**31 - 1  # a window that no context fills
 
@@ -127,8 +127,8 @@ class KernelPass:
             q.stride(0),
             q.stride(1),
             scoring.window or UNBOUNDED,
-            scoring.scale,
-            scoring.soft_cap or 1.0,
+            float(scoring.scale),
+            float(scoring.soft_cap or 1.0),
             **constants,
             SEGMENT_TOKENS=MIN_SEGMENT_TOKENS,
             SEGMENTS=MAX_SEGMENTS,
@@ -139,6 +139,7 @@ class KernelPass:
             AT_ONCE=at_once(share_rows, tile.columns),
             num_warps=tile.warps,
             num_stages=DECODE_STAGES,
+            **register_options(q.device),
         )
 
     def _prefill(
@@ -168,8 +169,8 @@ class KernelPass:
             q.stride(1),
             count,
             scoring.window or UNBOUNDED,
-            scoring.scale,
-            scoring.soft_cap or 1.0,
+            float(scoring.scale),
+            float(scoring.soft_cap or 1.0),
             **constants,
             SPANS=triton.next_power_of_2(count),
             ROWS=tile.rows,
@@ -177,6 +178,7 @@ class KernelPass:
             TOKENS=tile.tokens,
             num_warps=tile.warps,
             num_stages=PREFILL_STAGES,
+            **register_options(q.device),
         )
 
 

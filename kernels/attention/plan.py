@@ -61,6 +61,8 @@ class AttentionPlan:
         self._device = device
         self._counts = [span.queries for span in spans]
         self._tokens = sum(self._counts)
+        self._scorings: dict[tuple[float, int | None, float | None], Scoring] = {}
+        self._checked: tuple[Tensor, Tensor | None] | None = None
         self._kernels: KernelPass | None = None
         if device.type != "cpu" if kernels is None else kernels:
             from tersor.kernels.attention.launch import KernelPass  # imports triton
@@ -80,25 +82,19 @@ class AttentionPlan:
             LayoutError: an operand does not fit the plan.
         """
         self._check_cache(cache, kv_scales)
-        for name, x in (("k", k), ("v", v)):
-            check_tensor(
-                name,
-                x,
-                shape=(self._tokens, *cache.shape[3:]),
-                dtypes=ACTIVATION_DTYPES,
-                device=cache.device,
-                contiguous=False,
-            )
+        self._check_stored("k", k, cache)
+        self._check_stored("v", v, cache)
         if self._kernels is not None:
             self._kernels.store(cache, kv_scales, _dense_heads(k), _dense_heads(v))
             return
-        flat = cache.flatten(0, 1)  # [slots, 2, kv_heads, head_dim]
-        for part, x in enumerate((k, v)):
-            values = x
-            if kv_scales is not None:
-                values, scales = quantize_kv(x)
-                kv_scales.flatten(0, 1).select(1, part).index_copy_(0, self.slots, scales)
-            flat.select(1, part).index_copy_(0, self.slots, values.to(cache.dtype))
+        if kv_scales is not None:
+            both, scales = quantize_kv(torch.stack((k, v), dim=1))  # [T, 2, kv_heads, head_dim]
+            cache.flatten(0, 1).index_copy_(0, self.slots, both)
+            kv_scales.flatten(0, 1).index_copy_(0, self.slots, scales)
+            return
+        flat = cache.view(-1, *cache.shape[2:])  # [slots, 2, kv_heads, head_dim]
+        flat.select(1, 0).index_copy_(0, self.slots, k.to(cache.dtype))
+        flat.select(1, 1).index_copy_(0, self.slots, v.to(cache.dtype))
 
     def attend(
         self,
@@ -129,8 +125,7 @@ class AttentionPlan:
             LayoutError: an operand does not fit the plan.
         """
         self._check(q, cache, kv_scales)
-        scoring = Scoring(scale=scale, window=window, soft_cap=soft_cap, sinks=sinks)
-        scoring.check(q.shape[1], q.device)
+        scoring = self._scoring(q, scale, window, soft_cap, sinks)
         if self._kernels is not None:
             return self._kernels.attend(_dense_heads(q), cache, kv_scales, scoring)
         heads = q.view(q.shape[0], cache.shape[3], -1, q.shape[2])  # [T, kv_heads, share, head_dim]
@@ -158,7 +153,43 @@ class AttentionPlan:
                 f"{cache.device}"
             )
 
+    def _scoring(
+        self,
+        q: Tensor,
+        scale: float,
+        window: int | None,
+        soft_cap: float | None,
+        sinks: Tensor | None,
+    ) -> Scoring:
+        """The layer's softmax; checked once for layers that are alike."""
+        known = self._scorings.get((scale, window, soft_cap)) if sinks is None else None
+        if known is None:
+            known = Scoring(scale=scale, window=window, soft_cap=soft_cap, sinks=sinks)
+            known.check(q.shape[1], q.device)
+            if sinks is None:
+                self._scorings[scale, window, soft_cap] = known
+        return known
+
+    def _check_stored(self, name: str, x: Tensor, cache: Tensor) -> None:
+        # Called for every layer: what is right must not pay for the message about what is wrong.
+        shape = (self._tokens, *cache.shape[3:])
+        if x.shape != shape or x.dtype not in ACTIVATION_DTYPES or x.device != cache.device:
+            check_tensor(
+                name,
+                x,
+                shape=shape,
+                dtypes=ACTIVATION_DTYPES,
+                device=cache.device,
+                contiguous=False,
+            )
+
     def _check_cache(self, cache: Tensor, kv_scales: Tensor | None) -> None:
+        if (
+            self._checked is not None
+            and cache is self._checked[0]
+            and kv_scales is self._checked[1]
+        ):
+            return  # `store` has just seen them
         if cache.dim() != 5 or cache.shape[1:3] != (self._page_tokens, 2):
             raise LayoutError(
                 f"cache is {list(cache.shape)}, expected "
@@ -179,6 +210,7 @@ class AttentionPlan:
                 dtypes=(torch.float32,),
                 device=cache.device,
             )
+        self._checked = (cache, kv_scales)
 
 
 def _dense_heads(x: Tensor) -> Tensor:

@@ -55,19 +55,26 @@ class SequenceAttention:
         self, low: int, cache: Tensor, kv_scales: Tensor | None, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         """Keys and values of tokens `low` … context-1, each [1, kv_heads, n, head_dim]."""
-        rows = self._rows(cache, low)  # [n, 2, kv_heads, head_dim]
-        if kv_scales is not None:
-            rows = dequantize_kv(rows, self._rows(kv_scales, low), dtype)
-        elif rows.dtype != dtype:
-            rows = rows.to(dtype)
-        keys, values = rows.permute(1, 2, 0, 3)[:, None].unbind(0)
-        return keys, values
-
-    def _rows(self, tensor: Tensor, low: int) -> Tensor:
-        """What `tensor` [pages, page_tokens, …] holds of tokens `low` … context-1, [n, …]."""
+        kv_heads, head_dim = cache.shape[3:]
+        first, count = low, self.span.context - low
         if self._pages is None:
-            return tensor.flatten(0, 1)[self._origin + low : self._origin + self.span.context]
-        return tensor.index_select(0, self._pages).flatten(0, 1)[low : self.span.context]
+            first += self._origin
+        else:
+            cache = cache.index_select(0, self._pages)
+            kv_scales = None if kv_scales is None else kv_scales.index_select(0, self._pages)
+        if cache.dtype != dtype:
+            cache = cache.flatten(0, 1)[first : first + count]  # [n, 2, kv_heads, head_dim]
+            if kv_scales is None:
+                cache = cache.to(dtype)
+            else:
+                scales = kv_scales.flatten(0, 1)[first : first + count]
+                cache = dequantize_kv(cache, scales, dtype)
+            first = 0
+        row = kv_heads * head_dim
+        shape, strides = (1, kv_heads, count, head_dim), (0, head_dim, 2 * row, 1)
+        offset = cache.storage_offset() + first * 2 * row
+        keys = cache.as_strided(shape, strides, offset)
+        return keys, cache.as_strided(shape, strides, offset + row)
 
     def _mask(
         self, count: int, window: int | None, dtype: torch.dtype, device: torch.device

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,24 +33,23 @@ class Tables:
     @classmethod
     def build(cls, spans: Sequence[Span], page_tokens: int, device: torch.device) -> Tables:
         """The tables of `spans`, whose tokens follow each other in the pass."""
-        decode: list[int] = []
-        prefill: list[int] = []
-        pages: list[int] = []
+        decode, prefill, pages = array("i"), array("i"), array("i")
         row = partials = longest = prefill_tokens = 0
         for span in spans:
             record = [row, span.queries, span.context, len(pages)]
             if span.queries == 1:
-                decode += [*record, partials, 0, 0, 0]
+                decode.extend([*record, partials, 0, 0, 0])
                 segments = most_segments(span.context)
                 partials += segments
                 longest = max(longest, segments)
             else:
-                prefill += [*record, prefill_tokens, 0, 0, 0]
+                prefill.extend([*record, prefill_tokens, 0, 0, 0])
                 prefill_tokens += span.queries
             row += span.queries
-            pages += span.pages[: -(-span.context // page_tokens)]
-        numbers = [*decode, *prefill, *pages, *[0] * (len(pages) % 2)]
-        buffer = _sent(slots(spans, page_tokens), numbers, device)
+            pages.extend(span.pages[: -(-span.context // page_tokens)])
+        padding = array("i", [0] * (len(pages) % 2))
+        wide = array("q", slots(spans, page_tokens))
+        buffer = _sent(wide.tobytes() + (decode + prefill + pages + padding).tobytes(), device)
         narrow = buffer[row:].view(torch.int32)
         ends = (len(decode), len(decode) + len(prefill), len(decode) + len(prefill) + len(pages))
         return cls(
@@ -72,14 +72,9 @@ def slots(spans: Sequence[Span], page_tokens: int) -> list[int]:
     ]
 
 
-def _sent(wide: list[int], narrow: list[int], device: torch.device) -> Tensor:
-    """int64 `wide` and then int32 `narrow`, an even number of them, in one int64 buffer."""
-    buffer = torch.cat(
-        [
-            torch.tensor(wide, dtype=torch.int64),
-            torch.tensor(narrow, dtype=torch.int32).view(torch.int64),
-        ]
-    )
+def _sent(data: bytes, device: torch.device) -> Tensor:
+    """The bytes as int64 on `device`."""
+    buffer = torch.frombuffer(bytearray(data), dtype=torch.int64)
     if device.type == "cpu":
         return buffer
     # From pinned memory, which torch keeps until the copy is done, the host need not wait for it.

@@ -21,7 +21,7 @@ GPU = torch.device("cuda", 0)
 # Absolute, of results around 1 and below. bf16: weights and results are rounded to eight bits.
 TOLERANCES = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
 SIZES = [(1, 1), (1, 128), (33, 33), (1, 129), (5, 700), (1, 3000), (200, 450), (1, 17)]
-HEADS = [
+HEADS: list[dict[str, Any]] = [
     {"kv_heads": 8, "share": 4, "head_dim": 128},
     {"kv_heads": 2, "share": 1, "head_dim": 64},
     {"kv_heads": 3, "share": 3, "head_dim": 80, "page_tokens": 5},
@@ -43,7 +43,7 @@ FEATURES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("features", FEATURES, ids=str)
 @pytest.mark.parametrize("heads", HEADS, ids=str)
 def test_matches_the_reference(
-    heads: dict[str, int], features: dict[str, Any], dtype: torch.dtype
+    heads: dict[str, Any], features: dict[str, Any], dtype: torch.dtype
 ) -> None:
     case = AttentionCase.random(SIZES, dtype=dtype, device="cuda:0", **heads, **features)
     with poisoned_memory():

@@ -22,6 +22,7 @@ from tersor.kernels.attention.decode.triton import decode_kernel
 from tersor.kernels.attention.launch import at_once
 from tersor.kernels.attention.prefill.triton import prefill_kernel
 from tersor.kernels.attention.store.triton import store_kernel
+from tersor.kernels.gemv.config import MAX_REGISTERS
 
 KV_HEADS = 8
 SCALARS = {"window": "i32", "scale": "fp32", "soft_cap": "fp32"}
@@ -75,7 +76,7 @@ def _decode(
             "AT_ONCE": at_once(share_rows, tile.columns),
         },
         aligned=(*pointers, *STRIDES),
-        options={"num_warps": tile.warps, "num_stages": DECODE_STAGES},
+        options={"num_warps": tile.warps, "num_stages": DECODE_STAGES, "maxnreg": MAX_REGISTERS},
         weights_per_step=2 * tile.tokens * head_dim,
     )
 
@@ -96,7 +97,7 @@ def _prefill(
         constants=_constants(tile, share, head_dim, cache, extras=extras, use_asm=use_asm)
         | {"SPANS": 1},
         aligned=(*pointers, *STRIDES),
-        options={"num_warps": tile.warps, "num_stages": PREFILL_STAGES},
+        options={"num_warps": tile.warps, "num_stages": PREFILL_STAGES, "maxnreg": MAX_REGISTERS},
     )
 
 

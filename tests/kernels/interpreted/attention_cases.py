@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import ptx
 import pytest
 import torch
 from attention_cases import NAN, AttentionCase
@@ -26,7 +27,7 @@ HOST = torch.device("cpu")
 TOLERANCE = 5e-6
 DECODE = [(1, 1), (1, 5), (1, 128), (1, 129), (1, 300)]
 PREFILL = [(7, 7), (3, 40), (21, 100)]
-HEADS = [
+HEADS: list[dict[str, Any]] = [
     {"kv_heads": 2, "share": 1, "head_dim": 64},
     {"kv_heads": 1, "share": 3, "head_dim": 80, "page_tokens": 5},
     {"kv_heads": 2, "share": 4, "head_dim": 128},
@@ -51,7 +52,7 @@ def _check(case: AttentionCase) -> None:
 
 
 @pytest.mark.parametrize("heads", HEADS, ids=str)
-def test_heads(heads: dict[str, int]) -> None:
+def test_heads(heads: dict[str, Any]) -> None:
     _check(AttentionCase.random([*DECODE[1::2], *PREFILL], **heads))
 
 
@@ -71,14 +72,16 @@ def test_codes_of_small_heads() -> None:
     _check(AttentionCase.random([(1, 20), (3, 9)], head_dim=16, int8=True))
 
 
-def test_codes_are_sums_of_two_bf16() -> None:
-    """What CODE_PAIRS_ASM computes, which the interpreter cannot run."""
-    assert "0x007F007F, 0x43004300" in CODE_PAIRS_ASM.value
-    assert "0x00800080, 0xC300C300" in CODE_PAIRS_ASM.value
-    codes = torch.arange(-128, 128, dtype=torch.int32)
-    bits = ((codes & 0x7F) | 0x4300).to(torch.int16).view(torch.bfloat16)
-    sign = ((codes & 0x80) | (0xC300 - 0x10000)).to(torch.int16).view(torch.bfloat16)
-    assert torch.equal(bits + sign, codes.to(torch.bfloat16))
+def test_assembly_widens_every_code() -> None:
+    """The lines that the interpreter cannot run, on every pair of codes that share a word."""
+    assembly = CODE_PAIRS_ASM.value
+    for code in range(-128, 128):
+        other = -1 - code
+        words = [(code & 255) | (other & 255) << 8, (other & 255) | (code & 255) << 8]
+        registers = ptx.run(assembly, {"$2": words[0] | words[1] << 16})
+        for register, expected in (("$0", [code, other]), ("$1", [other, code])):
+            halves = torch.tensor([registers[register]]).view(torch.bfloat16)[:2]
+            assert halves.tolist() == expected
 
 
 @pytest.mark.parametrize("cache", [torch.bfloat16, torch.float32])
