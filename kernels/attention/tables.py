@@ -47,10 +47,12 @@ class Tables:
                 prefill_tokens += span.queries
             row += span.queries
             pages.extend(span.pages[: -(-span.context // page_tokens)])
-        padding = array("i", [0] * (len(pages) % 2))
-        wide = array("q", slots(spans, page_tokens))
-        buffer = _sent(wide.tobytes() + (decode + prefill + pages + padding).tobytes(), device)
-        narrow = buffer[row:].view(torch.int32)
+        # Every table begins at a multiple of 16 bytes: for those that do not, Triton compiles a
+        # kernel of its own.
+        wide = array("q", [*slots(spans, page_tokens), *[0] * (row % 2)])
+        end = array("i", [0] * (len(pages) % 2))
+        buffer = _sent(wide.tobytes() + (decode + prefill + pages + end).tobytes(), device)
+        narrow = buffer[len(wide) :].view(torch.int32)
         ends = (len(decode), len(decode) + len(prefill), len(decode) + len(prefill) + len(pages))
         return cls(
             slots=buffer[:row],

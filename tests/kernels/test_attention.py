@@ -17,6 +17,7 @@ from tersor.kernels.attention import (
     paged_attention_reference,
     quantize_kv,
 )
+from tersor.kernels.attention.tables import Tables
 from tersor.kernels.errors import LayoutError
 
 CPU = torch.device("cpu")
@@ -291,3 +292,23 @@ def test_quantized_heads_that_are_zero_or_not_finite() -> None:
     assert read[1].isnan().all()
     assert read[2].isnan().all()
     torch.testing.assert_close(read[3, 0], x[3, 0], rtol=1e-6, atol=0)
+
+
+def test_tables_describe_the_pass_and_are_aligned() -> None:
+    spans = [_span(3, 1, 6), _span(8, 5, 9), _span(20, 1, 300), _span(40, 3, 3)]
+    tables = Tables.build(spans, PAGE_TOKENS, CPU)
+    assert tables.slots.tolist() == [
+        3 * 4 + 5,
+        *range(8 * 4 + 4, 8 * 4 + 9),
+        20 * 4 + 299,
+        *range(160, 163),
+    ]
+    assert tables.pages.tolist() == [page for span in spans for page in span.pages]
+    # First row, queries, context, pages before, and partial results or query tokens before.
+    assert tables.decode[:, :5].tolist() == [[0, 1, 6, 0, 0], [6, 1, 300, 5, 1]]
+    assert tables.prefill[:, :5].tolist() == [[1, 5, 9, 2, 0], [7, 3, 3, 80, 5]]
+    assert (tables.partials, tables.segments, tables.prefill_tokens) == (4, 4, 8)
+    for count in (1, 2):
+        tables = Tables.build(spans[:count], PAGE_TOKENS, CPU)
+        parts = (tables.decode, tables.prefill, tables.pages)
+        assert [(part.data_ptr() - tables.slots.data_ptr()) % 16 for part in parts] == [0, 0, 0]
