@@ -91,7 +91,7 @@ class Layout(ABC):
         float32, or x.dtype where S is 1; M counts the rows of x. A kernel that splits K then needs
         no second one to add its parts.
         """
-        return self.matmul(as_rows(x), bias)[None]
+        return self.matmul(as_rows(x), bias).unsqueeze(0)
 
     def gated(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
         """`matmul` and a gated activation: x [..., K] -> act(y[..., : N/2]) * y[..., N/2 :].

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tersor.kernels.rotary import Heads
 from tersor.models.contracts import AttentionState
 
 _FIRST_CAPACITY = 64  # tokens; the buffers double from there
@@ -23,10 +24,9 @@ class FullAttention(AttentionState):
         self._length = length
         self._masks: dict[int, Tensor] = {}
 
-    def attend(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None
-    ) -> Tensor:
+    def attend(self, layer: int, heads: Heads, *, scale: float, window: int | None) -> Tensor:
         del layer  # nothing is kept between layers
+        q, k, v = heads.split()
         mask = None
         if window is not None and window < self._length:
             mask = self._masks.get(window)
@@ -64,15 +64,14 @@ class GrowingCache(AttentionState):
         """Tokens held by the first layer: all of them between passes."""
         return self._layers[0].length if self._layers else 0
 
-    def attend(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None
-    ) -> Tensor:
+    def attend(self, layer: int, heads: Heads, *, scale: float, window: int | None) -> Tensor:
+        q, k, v = heads.split()
         cache = self._layers.get(layer)
         if cache is None:
             cache = self._layers[layer] = _LayerCache(k)
         cache.append(k, v)
-        count, heads, head_dim = q.shape
-        kv_heads = k.shape[1]
+        count, num_heads, head_dim = q.shape
+        kv_heads = heads.num_kv_heads
         # Keys before the first query's window are seen by none of the queries.
         first = 0 if window is None else max(0, cache.length - count + 1 - window)
         keys = cache.keys[None, :, first : cache.length]  # [1, kv_heads, n, head_dim]
@@ -80,7 +79,7 @@ class GrowingCache(AttentionState):
         if count == 1:
             # One query sees every key, so the heads of a group are rows of one query matrix:
             # half the time of enable_gqa at 1024 keys, a seventh in bf16.
-            grouped = q.view(1, kv_heads, heads // kv_heads, head_dim)
+            grouped = q.view(1, kv_heads, num_heads // kv_heads, head_dim)
             y = F.scaled_dot_product_attention(grouped, keys, values, scale=scale)
             return y.reshape(q.shape)
         mask = None
@@ -93,7 +92,7 @@ class GrowingCache(AttentionState):
             attn_mask=mask,
             is_causal=mask is None,
             scale=scale,
-            enable_gqa=heads != kv_heads,
+            enable_gqa=num_heads != kv_heads,
         )
         return y[0].transpose(0, 1)
 

@@ -12,6 +12,7 @@ from typing import Protocol
 from torch import Tensor
 
 from tersor.kernels.layout import Layout
+from tersor.kernels.rotary import Heads
 
 GroupWeights = Mapping[str, Layout]  # tensor name -> resident weight
 
@@ -34,12 +35,13 @@ class AttentionState(Protocol):
     sequence is the state's knowledge alone. Valid for one forward pass.
     """
 
-    def attend(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None
-    ) -> Tensor:
-        """Stores k, v [T, num_kv_heads, head_dim] and attends q [T, num_heads, head_dim] causally.
+    def attend(self, layer: int, heads: Heads, *, scale: float, window: int | None) -> Tensor:
+        """Rotates `heads`, stores their keys and values, and attends the queries causally.
+
+        The heads come as the qkv product leaves them, and the state finishes them: in the launch
+        that stores them, or with `heads.split()`.
 
         `window`: a token sees itself and the window-1 tokens before it; None is unbounded.
-        Returns [T, num_heads, head_dim] in q.dtype.
+        Returns [T, num_heads, head_dim] in `heads.dtype`.
         """
         ...

@@ -9,15 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tersor.bundle.program import EMBEDDING_GROUP, HEAD_GROUP, DecoderProgram, layer_group
 from tersor.kernels.gated import ACTIVATIONS
 from tersor.kernels.layout import Layout
+from tersor.kernels.rotary import Heads, Rotation
 from tersor.models.contracts import AttentionState, GroupWeights, WeightSource
 from tersor.models.errors import UnsupportedProgramError, WeightError
-from tersor.models.rotary import Rotary, Rotation
+from tersor.models.residual import ResidualStream
+from tersor.models.rotary import Rotary
 from tersor.models.weights import WeightShapes
 
 
@@ -110,6 +111,7 @@ class DecoderModel:
         self._layers = tuple(_layer(program, index) for index in range(program.num_layers))
         self._rotary = Rotary(program, device=device, dtype=activations)
         self._scale = program.head_dim**-0.5
+        self._eps = program.norm_eps
         table = (program.vocab_size, program.hidden_size)
         self._embedding = _Weight("embedding", table)
         self._head = _Weight("head", table)
@@ -140,15 +142,15 @@ class DecoderModel:
             BundleError: a group could not be loaded.
         """
         with self._source.acquire(EMBEDDING_GROUP) as weights:
-            x = self._embedding.of(weights).rows(tokens, self.activations)  # [T, hidden]
+            stream = ResidualStream(self._embedding.of(weights).rows(tokens, self.activations))
         rotation = self._rotary.at(positions)
         for layer in self._layers:
             with self._source.acquire(layer.group) as weights:
-                x += self._attend(layer, weights, x, rotation, attention)
-                x += self._mlp(layer, weights, x)
-        if rows is not None:
-            x = x.index_select(0, rows)
-        return self._logits(x)
+                x = stream.norm(self._vector(layer.attention_norm, weights), self._eps)
+                stream.add(self._attend(layer, weights, x, rotation, attention))
+                x = stream.norm(self._vector(layer.mlp_norm, weights), self._eps)
+                stream.add(self._mlp(layer, weights, x))
+        return self._logits(stream, rows)
 
     def _attend(
         self,
@@ -158,45 +160,41 @@ class DecoderModel:
         rotation: Rotation,
         attention: AttentionState,
     ) -> Tensor:
-        program = self.program
-        head_dim, heads, kv_heads = program.head_dim, program.num_heads, program.num_kv_heads
-        count = x.shape[0]
-        x = self._norm(layer.attention_norm, weights, x)
-        qkv = layer.qkv.of(weights).matmul(x, _bias(layer.qkv_bias, weights, x.dtype))
-        qkv = qkv.view(count, heads + 2 * kv_heads, head_dim)
-        v = qkv[:, heads + kv_heads :]
-        if layer.q_norm is None or layer.k_norm is None:
-            qk = rotation.apply(qkv[:, : heads + kv_heads])
-            q, k = qk[:, :heads], qk[:, heads:]
-        else:
-            q = rotation.apply(self._norm(layer.q_norm, weights, qkv[:, :heads]))
-            k = rotation.apply(self._norm(layer.k_norm, weights, qkv[:, heads : heads + kv_heads]))
-        y = attention.attend(layer.index, q, k, v, scale=self._scale, window=layer.window)
-        y = y.reshape(count, heads * head_dim)
-        return layer.o.of(weights).matmul(y, _bias(layer.o_bias, weights, x.dtype))
+        """Attention of normed x [T, hidden]: parts [S, T, hidden] that add up to it."""
+        qkv_bias = self._optional(layer.qkv_bias, weights)
+        heads = Heads(
+            qkv=layer.qkv.of(weights).partials(x, qkv_bias),
+            num_heads=self.program.num_heads,
+            num_kv_heads=self.program.num_kv_heads,
+            rotation=rotation,
+            q_gain=self._optional(layer.q_norm, weights),
+            k_gain=self._optional(layer.k_norm, weights),
+            eps=self._eps,
+        )
+        y = attention.attend(layer.index, heads, scale=self._scale, window=layer.window)
+        y = y.reshape(x.shape[0], -1)  # [T, heads * head_dim]
+        return layer.o.of(weights).partials(y, self._optional(layer.o_bias, weights))
 
     def _mlp(self, layer: _Layer, weights: GroupWeights, x: Tensor) -> Tensor:
-        x = self._norm(layer.mlp_norm, weights, x)
-        bias = _bias(layer.gate_up_bias, weights, x.dtype)
+        """The MLP of normed x [T, hidden]: parts [S, T, hidden] that add up to it."""
+        bias = self._optional(layer.gate_up_bias, weights)
         y = layer.gate_up.of(weights).gated(x, bias, self.program.activation)
-        return layer.down.of(weights).matmul(y, _bias(layer.down_bias, weights, x.dtype))
+        return layer.down.of(weights).partials(y, self._optional(layer.down_bias, weights))
 
-    def _logits(self, x: Tensor) -> Tensor:
+    def _logits(self, stream: ResidualStream, rows: Tensor | None) -> Tensor:
         with self._source.acquire(HEAD_GROUP) as weights:
-            x = self._norm(self._final_norm, weights, x)
+            gain = self._vector(self._final_norm, weights)
+            x = stream.norm(gain, self._eps, rows=rows)
             if not self.program.tie_embeddings:
                 return self._head.of(weights).matmul(x).float()
         with self._source.acquire(EMBEDDING_GROUP) as weights:
             return self._embedding.of(weights).matmul(x).float()
 
-    def _norm(self, weight: _Weight, weights: GroupWeights, x: Tensor) -> Tensor:
-        """RMS norm over the last dimension; torch computes it in fp32 for a bf16 x."""
-        gain = weight.of(weights).dense(x.dtype)
-        return F.rms_norm(x, gain.shape, gain, self.program.norm_eps)
+    def _vector(self, weight: _Weight, weights: GroupWeights) -> Tensor:
+        return weight.of(weights).dense(self.activations)
 
-
-def _bias(weight: _Weight | None, weights: GroupWeights, dtype: torch.dtype) -> Tensor | None:
-    return None if weight is None else weight.of(weights).dense(dtype)
+    def _optional(self, weight: _Weight | None, weights: GroupWeights) -> Tensor | None:
+        return None if weight is None else self._vector(weight, weights)
 
 
 def _layer(program: DecoderProgram, index: int) -> _Layer:

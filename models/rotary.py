@@ -3,29 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from tersor.bundle.program import DecoderProgram, RopeScaling
+from tersor.kernels.rotary import Rotation
 
 _FIRST_POSITIONS = 256  # rows of the first table on a CPU; it doubles from there
-
-
-class Rotation(NamedTuple):
-    """What one forward pass needs: rows of the tables for its positions."""
-
-    cos: Tensor  # [T, 1, head_dim]
-    sin: Tensor  # [T, 1, head_dim], the first half negated
-
-    def apply(self, x: Tensor) -> Tensor:
-        """Rotates x [T, heads, head_dim] (any strides); returns a new contiguous tensor.
-
-        The pairs are (i, i + head_dim / 2): rolling by half a head brings partners together and
-        the sign lives in the table, so this is three kernels instead of the six of the textbook.
-        """
-        return torch.addcmul(x * self.cos, x.roll(x.shape[-1] // 2, -1), self.sin)
 
 
 class Rotary:

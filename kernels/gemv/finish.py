@@ -52,7 +52,7 @@ def finished_shape(finish: Finish, m: int, n: int, splits: int) -> tuple[int, ..
 def finish_product(y: Tensor, finish: Finish) -> Tensor:
     """Finishes a whole product y [M, N]."""
     if finish is Finish.PARTIALS:
-        return y[None]
+        return y.unsqueeze(0)
     return gated(y, finish.gate) if finish.gate else y
 
 

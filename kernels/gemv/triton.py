@@ -72,6 +72,18 @@ def store_tile(
 
 
 @triton.jit
+def load_partials(pointers, stride, inside, SPLITS: tl.constexpr):
+    """The float32 sum of SPLITS parts, `stride` (int64) elements apart, added in order.
+
+    Unrolled: a consumer waits for memory once instead of once a part.
+    """
+    total = tl.load(pointers, mask=inside, other=0.0).to(tl.float32)
+    for split in tl.static_range(1, SPLITS):
+        total += tl.load(pointers + split * stride, mask=inside, other=0.0).to(tl.float32)
+    return total
+
+
+@triton.jit
 def splitk_sum_kernel(
     partials_ptr,  # float32 [splits, size]
     out_ptr,  # [size]
