@@ -26,7 +26,8 @@ def activated(x, ACTIVATION: tl.constexpr):
     return y
 
 
-@triton.jit
+# Triton would make a constant of an m of 1, and a constant cannot be widened.
+@triton.jit(do_not_specialize=["m"])
 def gated_sum_kernel(
     partials_ptr,  # [splits, m, 2 * inner]
     out_ptr,  # [m, inner]

@@ -8,14 +8,26 @@ import triton.language as tl
 from torch import Tensor
 
 from tersor.kernels.checks import ACTIVATION_DTYPES, check_tensor
-from tersor.kernels.errors import LayoutError
 from tersor.kernels.gemv.triton import check_device, load_partials
 
 # Columns that a warp holds: 8 floats a lane, so that at batch 1, when one program is all there is,
 # every part of a row of 4096 is in flight at once.
 WARP_COLUMNS = 256
 MAX_WARPS = 16  # 1024 lanes on AMD, the most that a program may have
-MAX_WIDTH = 32768
+# Rows that are held whole. Wider ones are read block by block, and a second time for the result: a
+# block of 16384 with eight parts spills, and in a loop one of 8192 does.
+MAX_BLOCK = 8192
+WIDE_BLOCK = 4096
+
+
+@triton.jit
+def load_added(residual_ptr, partials_ptr, offsets, inside, stride, SPLITS: tl.constexpr):
+    """The residual at `offsets` with its SPLITS parts added, in the residual's dtype."""
+    x = tl.load(residual_ptr + offsets, mask=inside, other=0.0)
+    if SPLITS > 0:
+        parts = load_partials(partials_ptr + offsets, stride, inside, SPLITS)
+        x = (x.to(tl.float32) + parts).to(residual_ptr.dtype.element_ty)
+    return x
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -24,39 +36,58 @@ def add_rms_norm_kernel(
     partials_ptr,  # [SPLITS, tokens, width]
     rows_ptr,  # int64, one a program, below tokens; read if SELECT
     gain_ptr,  # [width]
-    out_ptr,  # [programs, width]
+    out_ptr,  # [programs, width] in residual_ptr's dtype
     tokens,
     width,
     eps,
     SPLITS: tl.constexpr,  # 0: nothing to add
     SELECT: tl.constexpr,  # programs take rows_ptr's rows, and the residual stays as it is
-    BLOCK: tl.constexpr,  # power of two >= width
+    BLOCK: tl.constexpr,  # power of two
+    WIDE: tl.constexpr,  # width is above BLOCK
 ):
     """residual[i] += sum over s of partials[s, i]; out[i] = rms_norm(residual[i]) * gain."""
     program = tl.program_id(0).to(tl.int64)
     row = tl.load(rows_ptr + program) if SELECT else program
-    column = tl.arange(0, BLOCK)
-    inside = column < width
-    offsets = row * width + column
-    x = tl.load(residual_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
-    gain = tl.load(gain_ptr + column, mask=inside, other=0.0).to(tl.float32)
-    if SPLITS > 0:
-        stride = tokens.to(tl.int64) * width
-        x += load_partials(partials_ptr + offsets, stride, inside, SPLITS)
-        rounded = x.to(residual_ptr.dtype.element_ty)
-        if not SELECT:
-            tl.store(residual_ptr + offsets, rounded, mask=inside)
-        x = rounded.to(tl.float32)
-    mean = tl.sum(x * x, axis=0) / width
-    y = x * tl.rsqrt(mean + eps) * gain
-    out_ptrs = out_ptr + program * width + column
-    tl.store(out_ptrs, y.to(out_ptr.dtype.element_ty), mask=inside)
+    stride = tokens.to(tl.int64) * width
+    lane = tl.arange(0, BLOCK)
+    residual_row = residual_ptr + row * width
+    partials_row = partials_ptr + row * width
+    out_row = out_ptr + program * width
+    if WIDE:
+        squares = tl.zeros((BLOCK,), dtype=tl.float32)
+        for start in range(0, width, BLOCK):
+            column = start + lane
+            inside = column < width
+            x = load_added(residual_row, partials_row, column, inside, stride, SPLITS)
+            if SPLITS > 0 and not SELECT:
+                tl.store(residual_row + column, x, mask=inside)
+            tl.store(out_row + column, x, mask=inside)  # where the second loop finds it
+            squares += x.to(tl.float32) * x.to(tl.float32)
+        scale = tl.rsqrt(tl.sum(squares, axis=0) / width + eps)
+        tl.debug_barrier()
+        for start in range(0, width, BLOCK):
+            column = start + lane
+            inside = column < width
+            x = tl.load(out_row + column, mask=inside, other=0.0).to(tl.float32)
+            gain = tl.load(gain_ptr + column, mask=inside, other=0.0).to(tl.float32)
+            y = (x * scale * gain).to(out_ptr.dtype.element_ty)
+            tl.store(out_row + column, y, mask=inside)
+    else:
+        inside = lane < width
+        gain = tl.load(gain_ptr + lane, mask=inside, other=0.0).to(tl.float32)
+        x = load_added(residual_row, partials_row, lane, inside, stride, SPLITS)
+        if SPLITS > 0 and not SELECT:
+            tl.store(residual_row + lane, x, mask=inside)
+        x = x.to(tl.float32)
+        scale = tl.rsqrt(tl.sum(x * x, axis=0) / width + eps)
+        y = (x * scale * gain).to(out_ptr.dtype.element_ty)
+        tl.store(out_row + lane, y, mask=inside)
 
 
 def add_rms_norm(residual: Tensor, partials: Tensor | None, gain: Tensor, eps: float) -> Tensor:
     """As `ops.add_rms_norm`, on a GPU (or in Triton's interpreter)."""
     _check(residual, partials, gain)
-    out = torch.empty_like(residual)
+    out = torch.empty(residual.shape, dtype=residual.dtype, device=residual.device)
     _launch(residual, partials, None, gain, out, eps)
     return out
 
@@ -78,8 +109,6 @@ def _check(residual: Tensor, partials: Tensor | None, gain: Tensor) -> None:
     check_device(residual.device)
     check_tensor("residual", residual, shape=(None, None), dtypes=ACTIVATION_DTYPES)
     tokens, width = residual.shape
-    if width > MAX_WIDTH:
-        raise LayoutError(f"`residual` has rows of {width}, expected at most {MAX_WIDTH}")
     device = residual.device
     check_tensor("gain", gain, shape=(width,), device=device)
     if partials is not None:
@@ -98,7 +127,7 @@ def _launch(
     if not out.numel():
         return
     width = residual.shape[1]
-    block = triton.next_power_of_2(width)
+    block = block_size(width)
     add_rms_norm_kernel[(out.shape[0],)](
         residual,
         residual if partials is None else partials,
@@ -111,10 +140,16 @@ def _launch(
         SPLITS=0 if partials is None else partials.shape[0],
         SELECT=rows is not None,
         BLOCK=block,
+        WIDE=width > block,
         num_warps=warps(block),
     )
 
 
+def block_size(width: int) -> int:
+    """Columns that a program holds at a time."""
+    return triton.next_power_of_2(width) if width <= MAX_BLOCK else WIDE_BLOCK
+
+
 def warps(block: int) -> int:
     """Warps of a program that holds a row of `block` columns: never by how many rows there are."""
-    return min(MAX_WARPS, max(1, block // WARP_COLUMNS))
+    return max(1, min(MAX_WARPS, block // WARP_COLUMNS))

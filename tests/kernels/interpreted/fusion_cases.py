@@ -1,0 +1,127 @@
+"""The fused decoder operators' kernels under Triton's interpreter (see matmul_cases.py)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fusion_cases import EPS, heads, random
+from interpreted_memory import bounded_memory
+from poison import poisoned_memory
+
+from tersor.kernels.errors import LayoutError
+from tersor.kernels.norm import reference as norm_reference
+from tersor.kernels.norm import triton as norm
+from tersor.kernels.rotary import Heads
+from tersor.kernels.rotary import triton as rotary
+from tersor.kernels.rotary.reference import split_heads
+
+# float32 sums of a few hundred numbers near 1, in another order.
+TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
+# The interpreter cuts a float32 off at bf16 instead of rounding it: an ulp is 2^-7 of a number
+# just above a power of two, and a residual that is cut off moves its norm by as much.
+COARSE = {"rtol": 2**-6, "atol": 2**-9}
+
+
+@pytest.mark.parametrize("splits", [0, 1, 3])
+@pytest.mark.parametrize(("tokens", "width"), [(1, 1), (3, 7), (2, 129), (5, 640), (2, 8200)])
+def test_add_rms_norm(tokens: int, width: int, splits: int) -> None:
+    residual, gain = random(tokens, width, seed=1), random(width, seed=2)
+    partials = random(splits, tokens, width, seed=3) if splits else None
+    sums = norm_reference.added(residual, partials)
+    rows = torch.tensor([tokens - 1, 0, tokens - 1])
+    before = residual.clone()
+    operands = [t for t in (residual, gain, partials, rows) if t is not None]
+    with poisoned_memory(), bounded_memory(operands):
+        chosen = norm.rms_norm_rows(residual, partials, rows, gain, EPS)
+        assert torch.equal(residual, before)
+        out = norm.add_rms_norm(residual, partials, gain, EPS)
+    expected = norm_reference.rms_norm(sums, gain, EPS)
+    torch.testing.assert_close(residual, sums, **TOLERANCE)
+    torch.testing.assert_close(out, expected, **TOLERANCE)
+    assert torch.equal(chosen, out[rows])
+
+
+@pytest.mark.parametrize("splits", [0, 1, 3])
+def test_add_rms_norm_in_bf16(splits: int) -> None:
+    residual = random(3, 130, seed=1, dtype=torch.bfloat16)
+    gain = random(130, seed=2, dtype=torch.bfloat16)
+    parts = torch.float32 if splits > 1 else torch.bfloat16
+    partials = random(splits, 3, 130, seed=3, dtype=parts) if splits else None
+    sums = norm_reference.added(residual, partials)
+    with poisoned_memory():
+        out = norm.add_rms_norm(residual, partials, gain, EPS)
+    assert out.dtype == residual.dtype == torch.bfloat16
+    torch.testing.assert_close(residual, sums, **COARSE)
+    torch.testing.assert_close(out, norm_reference.rms_norm(sums, gain, EPS), **COARSE)
+
+
+def test_a_norm_does_not_depend_on_the_batch() -> None:
+    partials, gain = random(3, 9, 300, seed=1), random(300, seed=2)
+    whole = norm.add_rms_norm(random(9, 300, seed=3), partials, gain, EPS)
+    alone = norm.add_rms_norm(random(9, 300, seed=3)[4:5], partials[:, 4:5].contiguous(), gain, EPS)
+    assert torch.equal(alone, whole[4:5])
+
+
+def _store(case: Heads, slots: torch.Tensor, cache: torch.Tensor) -> torch.Tensor:
+    cos, sin = case.rotation
+    return rotary.rotate_store(
+        case.qkv, cos, sin, case.q_gain, case.k_gain, case.eps, case.num_heads, slots, cache
+    )
+
+
+@pytest.mark.parametrize("norm_heads", [False, True])
+@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize(
+    ("tokens", "num_heads", "kv_heads", "head_dim"), [(1, 1, 1, 2), (3, 6, 2, 12), (5, 3, 1, 16)]
+)
+def test_rotate_store(
+    tokens: int, num_heads: int, kv_heads: int, head_dim: int, splits: int, norm_heads: bool
+) -> None:
+    case = heads(tokens, num_heads, kv_heads, head_dim, splits=splits, norm=norm_heads)
+    cache = torch.full((4, 2, 2, kv_heads, head_dim), 9.0)
+    slots = torch.tensor([7, 0, 3, 2, 5])[:tokens]
+    operands = [case.qkv, *case.rotation, case.q_gain, case.k_gain, cache, slots]
+    # The tables are views; the rows they lie in are what may be read.
+    operands[1:3] = [case.rotation.cos._base]
+    with poisoned_memory(), bounded_memory([t for t in operands if t is not None]):
+        q = _store(case, slots, cache)
+    expected = split_heads(case)
+    flat = cache.flatten(0, 1)
+    torch.testing.assert_close(q, expected.q, **TOLERANCE)
+    torch.testing.assert_close(flat[slots, 0], expected.k, **TOLERANCE)
+    torch.testing.assert_close(flat[slots, 1], expected.v, **TOLERANCE)
+    untouched = [slot for slot in range(8) if slot not in slots.tolist()]
+    assert bool((flat[untouched] == 9.0).all())
+
+
+@pytest.mark.parametrize("splits", [1, 2])
+def test_rotate_store_in_bf16(splits: int) -> None:
+    case = heads(3, 4, 2, 16, splits=splits, norm=True, dtype=torch.bfloat16)
+    cache = torch.zeros(2, 2, 2, 2, 16, dtype=torch.bfloat16)
+    slots = torch.tensor([3, 1, 0])
+    with poisoned_memory():
+        q = _store(case, slots, cache)
+    assert q.dtype == torch.bfloat16
+    expected = split_heads(case)
+    flat = cache.flatten(0, 1)
+    for got, want in ((q, expected.q), (flat[slots, 0], expected.k), (flat[slots, 1], expected.v)):
+        torch.testing.assert_close(got.float(), want, **COARSE)
+
+
+def test_launchers_name_the_argument_that_does_not_fit() -> None:
+    residual, gain = torch.zeros(2, 8), torch.ones(8)
+    with pytest.raises(LayoutError, match=r"`partials` has shape \[3, 2, 7\]"):
+        norm.add_rms_norm(residual, torch.zeros(3, 2, 7), gain, EPS)
+    with pytest.raises(LayoutError, match=r"`gain` has shape \[7\], expected \[8\]"):
+        norm.add_rms_norm(residual, None, gain[:7], EPS)
+    with pytest.raises(LayoutError, match=r"`rows` has dtype torch\.float32"):
+        norm.rms_norm_rows(residual, None, torch.zeros(1), gain, EPS)
+    case, slots = heads(2, 2, 1, 4), torch.tensor([0, 1])
+    with pytest.raises(LayoutError, match=r"`qkv` has shape \[1, 2, 16\], expected \[any, any, 24"):
+        _store(case, slots, torch.zeros(1, 2, 2, 2, 4))
+    with pytest.raises(LayoutError, match=r"`cache` has shape \[2, 2, 1, 4\]"):
+        _store(case, slots, torch.zeros(2, 2, 1, 4))
+    with pytest.raises(LayoutError, match=r"`slots` has dtype torch\.int32"):
+        _store(case, slots.int(), torch.zeros(1, 2, 2, 1, 4))
+    with pytest.raises(LayoutError, match="head_dim is 3, expected an even number"):
+        _store(case, slots, torch.zeros(1, 2, 2, 1, 3))
