@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tersor.kernels.checks import as_rows
-from tersor.kernels.gated.reference import gated
+from tersor.kernels.gated import gated
 
 Params = Mapping[str, str | int | float | bool | None]
 

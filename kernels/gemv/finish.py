@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tersor.kernels.errors import LayoutError
-from tersor.kernels.gated.reference import gated
+from tersor.kernels.gated import gated
 
 
 class Finish(StrEnum):
