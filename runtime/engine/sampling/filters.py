@@ -33,7 +33,8 @@ def draw(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
 
     The order is that of the field: temperature, then min-p (relative to the most likely token),
     then top-k (exactly k, ties by lower id), then top-p (the fewest tokens, best first, that reach
-    the mass, of what top-k left). The draw inverts the cumulative distribution of what is left.
+    the mass, of what top-k left). The draw inverts the cumulative distribution of what is left, in
+    the order of token ids, which needs no sorting where there are no filters, and none on a GPU.
 
     Args:
         logits: float32 [n, vocab_size], finite maximum in every row; overwritten.
@@ -129,7 +130,9 @@ def _draw_sorted(
     ]
     before = probabilities.cumsum(-1) - probabilities
     cut = before >= torch.tensor(top_p, device=device)
-    index = torch.tensor(_invert(probabilities.masked_fill(cut, 0.0), draws), device=device)
+    ids, by_id = ids.sort(-1)
+    kept = probabilities.masked_fill(cut, 0.0).gather(-1, by_id)
+    index = torch.tensor(_invert(kept, draws), device=device)
     chosen: list[int] = ids.gather(-1, index[:, None])[:, 0].tolist()
     return chosen
 

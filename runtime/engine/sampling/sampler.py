@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tersor.runtime.engine.sampling import fused
 from tersor.runtime.engine.sampling.filters import Draw, draw
 from tersor.runtime.engine.sampling.logprobs import token_logprobs
 from tersor.runtime.engine.sampling.state import SamplerState
@@ -40,24 +41,24 @@ def sample(logits: Tensor, states: Sequence[SamplerState]) -> list[Sampled | Sam
     Returns:
         One outcome a row; a row with NaN or without a finite maximum fails alone.
     """
-    best, ids = logits.max(-1)
-    tokens: list[int] = ids.tolist()
-    failed = [] if bool(best.isfinite().all()) else best.isfinite().logical_not().tolist()
-    special = [
-        row for row, state in enumerate(states) if not state.plain and not (failed and failed[row])
+    if logits.device.type == "cpu":
+        tokens, failed = _choose(logits, states)
+    else:
+        tokens = fused.choose(logits, states)
+        failed = [token < 0 for token in tokens]
+    wanted = [
+        row
+        for row, state in enumerate(states)
+        if not failed[row] and state.sampling.logprobs is not None
     ]
     reports: dict[int, TokenLogprobs] = {}
-    if special:
-        failed = failed or [False] * len(states)
-        _choose(logits, states, special, tokens, failed)
-        wanted = [r for r in special if not failed[r] and states[r].sampling.logprobs is not None]
-        if wanted:
-            tops = [states[row].sampling.logprobs or 0 for row in wanted]
-            found = token_logprobs(logits[wanted], [tokens[row] for row in wanted], tops)
-            reports = dict(zip(wanted, found, strict=True))
+    if wanted:
+        tops = [states[row].sampling.logprobs or 0 for row in wanted]
+        found = token_logprobs(logits[wanted], [tokens[row] for row in wanted], tops)
+        reports = dict(zip(wanted, found, strict=True))
     outcomes: list[Sampled | SampleFailure] = []
     for row, state in enumerate(states):
-        if failed and failed[row]:
+        if failed[row]:
             outcomes.append(SampleFailure("the model's logits have no finite maximum"))
             continue
         state.record(tokens[row])
@@ -65,7 +66,18 @@ def sample(logits: Tensor, states: Sequence[SamplerState]) -> list[Sampled | Sam
     return outcomes
 
 
-def _choose(
+def _choose(logits: Tensor, states: Sequence[SamplerState]) -> tuple[list[int], list[bool]]:
+    """The token of each row, and whether nothing could be chosen."""
+    best, ids = logits.max(-1)
+    tokens: list[int] = ids.tolist()
+    failed: list[bool] = best.isfinite().logical_not().tolist()
+    special = [row for row, state in enumerate(states) if not state.plain and not failed[row]]
+    if special:
+        _choose_special(logits, states, special, tokens, failed)
+    return tokens, failed
+
+
+def _choose_special(
     logits: Tensor,
     states: Sequence[SamplerState],
     rows: Sequence[int],

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tersor.runtime.engine import SamplingParams
-from tersor.runtime.engine.sampling import Sampled, SampleFailure, SamplerState, sample
+from tersor.runtime.engine.sampling import Sampled, SampleFailure, SamplerState, fused, sample
 from tersor.runtime.engine.sampling.filters import Draw, draw
 from tersor.runtime.engine.sampling.rng import uniform
 
@@ -43,7 +43,7 @@ def _logits(vocab: int, *, rows: int = 1, seed: int = 0) -> Tensor:
 
 
 def _distribution(logits: list[float], sampling: SamplingParams) -> list[tuple[int, float]]:
-    """(token, probability) of what the filters leave: by id, or best first if ranked."""
+    """(token, probability) of what the filters leave, by id."""
     scaled = [x / sampling.temperature for x in logits]
     top = max(scaled)
     weights = {i: math.exp(x - top) for i, x in enumerate(scaled)}
@@ -61,7 +61,7 @@ def _distribution(logits: list[float], sampling: SamplingParams) -> list[tuple[i
             count += 1
         kept = kept[:count]
     total = sum(weights[i] for i in kept)
-    return [(i, weights[i] / total) for i in kept]
+    return [(i, weights[i] / total) for i in sorted(kept)]
 
 
 FILTERS: list[dict[str, Any]] = [
@@ -299,3 +299,34 @@ def test_uniform_numbers() -> None:
         assert abs(sum(part) / len(part) - 0.5) < 3 * math.sqrt(1 / 12 / len(part))
     assert uniform(7, 3) == uniform(7, 3) != uniform(3, 7)
     assert uniform((1 << 64) - 1, 0) == uniform(-1, 0)  # the same 64 bits
+
+
+def test_a_gpu_is_asked_for_the_same_tokens() -> None:
+    """All kinds of rows through the one operator that a GPU runs, here by its definition."""
+    vocab = 300
+    rng = random.Random(8)
+    kinds: list[dict[str, Any]] = [
+        *FILTERS,
+        {},
+        {"temperature": 1e-300},
+        {"top_p": 5e-324, "temperature": 1.0},
+        {"repetition_penalty": 1.7},
+        {"temperature": 0.8, "frequency_penalty": 0.5, "top_k": 20},
+    ]
+    rows = [{**rng.choice(kinds), "seed": i} for i in range(60)]
+    logits = _logits(vocab, rows=60, seed=3)
+    logits[[4, 9], 7] = float("nan")
+    before = logits.clone()
+    stops = [(7,) if i in {9, 20} else () for i in range(60)]
+
+    def states() -> list[SamplerState]:
+        return [
+            _state(vocab, prompt=(3, 5), stop_ids=stop, min_tokens=bool(stop), **row)
+            for row, stop in zip(rows, stops, strict=True)
+        ]
+
+    chosen = fused.choose(logits, states())
+    expected = sample(logits, states())
+    assert torch.equal(logits.nan_to_num(), before.nan_to_num())
+    assert chosen == [o.token_id if isinstance(o, Sampled) else -1 for o in expected]
+    assert [row for row, token in enumerate(chosen) if token < 0] == [4, 9]
