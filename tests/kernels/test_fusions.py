@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fusion_cases import EPS, heads, random
+from fusion_cases import EPS, Tolerance, heads, random
 from torch import Tensor
 
 from tersor.kernels.norm import add_rms_norm, rms_norm_rows
@@ -17,8 +17,8 @@ from tersor.kernels.rotary.reference import split_heads
 # A bf16 result is rounded up to four times: product, norm, rotation and their sum; half an ulp is
 # 2^-8 of a number just above a power of two.
 TOLERANCES = {
-    torch.float32: {"rtol": 1e-5, "atol": 1e-5},
-    torch.bfloat16: {"rtol": 4 * 2**-8, "atol": 2**-6},
+    torch.float32: Tolerance(rtol=1e-5, atol=1e-5),
+    torch.bfloat16: Tolerance(rtol=4 * 2**-8, atol=2**-6),
 }
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 
@@ -42,9 +42,9 @@ def test_add_rms_norm(tokens: int, width: int, splits: int, dtype: torch.dtype) 
     assert torch.equal(residual, before)
     out = add_rms_norm(residual, partials, gain, EPS)
     expected = norm_reference.rms_norm(sums, gain.to(dtype), EPS)
-    torch.testing.assert_close(residual, sums, **TOLERANCES[dtype])
-    torch.testing.assert_close(out, expected, **TOLERANCES[dtype])
-    torch.testing.assert_close(chosen, out[rows], **TOLERANCES[dtype])
+    TOLERANCES[dtype].check(residual, sums)
+    TOLERANCES[dtype].check(out, expected)
+    TOLERANCES[dtype].check(chosen, out[rows])
 
 
 @DTYPES
@@ -81,7 +81,7 @@ def test_rotate_store(
     assert q.dtype == case.dtype == dtype
     flat, expected = cache.flatten(0, 1), split_heads(case)
     for got, want in ((q, expected.q), (flat[slots, 0], expected.k), (flat[slots, 1], expected.v)):
-        torch.testing.assert_close(got.float(), want, **TOLERANCES[dtype])
+        TOLERANCES[dtype].check(got.float(), want)
     untouched = [slot for slot in range(8) if slot not in slots.tolist()]
     assert bool((flat[untouched] == 9.0).all())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fusion_cases import EPS, heads, moved, random
+from fusion_cases import EPS, Tolerance, heads, moved, random
 from poison import poisoned_memory
 from torch import Tensor
 
@@ -22,8 +22,8 @@ GPU = torch.device("cuda", 0)
 # The kernels round once: half an ulp of bf16 is 2^-8 of a number just above a power of two. A
 # residual that falls on the other side of a rounding moves its norm by as much again.
 TOLERANCES = {
-    torch.float32: {"rtol": 2e-5, "atol": 2e-5},
-    torch.bfloat16: {"rtol": 2 * 2**-8, "atol": 2**-8},
+    torch.float32: Tolerance(rtol=2e-5, atol=2e-5),
+    torch.bfloat16: Tolerance(rtol=2 * 2**-8, atol=2**-8),
 }
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 
@@ -49,8 +49,8 @@ def test_add_rms_norm(width: int, splits: int, dtype: torch.dtype) -> None:
             assert torch.equal(residual, before)
             out = add_rms_norm(residual, partials, gain, EPS)
         expected = norm_reference.rms_norm(sums, gain, EPS)
-        torch.testing.assert_close(residual, sums, **TOLERANCES[dtype])
-        torch.testing.assert_close(out, expected, **TOLERANCES[dtype])
+        TOLERANCES[dtype].check(residual, sums)
+        TOLERANCES[dtype].check(out, expected)
         assert torch.equal(chosen, out[rows])
 
 
@@ -82,7 +82,7 @@ def test_rotate_store(
             q = rotate_store(case, slots, cache)
         flat, want = cache.flatten(0, 1), split_heads(case)
         for got, expected in ((q, want.q), (flat[slots, 0], want.k), (flat[slots, 1], want.v)):
-            torch.testing.assert_close(got.float(), expected, **TOLERANCES[dtype])
+            TOLERANCES[dtype].check(got.float(), expected)
         untouched = torch.ones(160, dtype=torch.bool, device=GPU).index_fill_(0, slots, False)
         assert bool((flat[untouched] == 9.0).all())
 

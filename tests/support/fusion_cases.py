@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from tersor.kernels.rotary import Heads, Rotation
 
 EPS = 1e-5
+
+
+class Tolerance(NamedTuple):
+    """By how much a result may miss its reference."""
+
+    rtol: float
+    atol: float
+
+    def check(self, got: Tensor, want: Tensor) -> None:
+        torch.testing.assert_close(got, want, rtol=self.rtol, atol=self.atol)
 
 
 def random(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -24,7 +24,7 @@ class Launches(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's mode has no types
         self.names: list[str] = []
         self.paused = False
 
@@ -41,7 +41,7 @@ class Launches(TorchDispatchMode):
 def _storage(result: Any) -> int:
     """Which memory a tensor, or the first of several, lies in."""
     tensor: Tensor = result if isinstance(result, Tensor) else result[0]
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 @contextmanager

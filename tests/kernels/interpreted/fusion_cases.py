@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fusion_cases import EPS, heads, random
+from fusion_cases import EPS, Tolerance, heads, random
 from interpreted_memory import bounded_memory
 from poison import poisoned_memory
 
@@ -16,10 +16,10 @@ from tersor.kernels.rotary import triton as rotary
 from tersor.kernels.rotary.reference import split_heads
 
 # float32 sums of a few hundred numbers near 1, in another order.
-TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
+TOLERANCE = Tolerance(rtol=1e-5, atol=1e-5)
 # The interpreter cuts a float32 off at bf16 instead of rounding it: an ulp is 2^-7 of a number
 # just above a power of two, and a residual that is cut off moves its norm by as much.
-COARSE = {"rtol": 2**-6, "atol": 2**-9}
+COARSE = Tolerance(rtol=2**-6, atol=2**-9)
 
 
 @pytest.mark.parametrize("splits", [0, 1, 3])
@@ -36,8 +36,8 @@ def test_add_rms_norm(tokens: int, width: int, splits: int) -> None:
         assert torch.equal(residual, before)
         out = norm.add_rms_norm(residual, partials, gain, EPS)
     expected = norm_reference.rms_norm(sums, gain, EPS)
-    torch.testing.assert_close(residual, sums, **TOLERANCE)
-    torch.testing.assert_close(out, expected, **TOLERANCE)
+    TOLERANCE.check(residual, sums)
+    TOLERANCE.check(out, expected)
     assert torch.equal(chosen, out[rows])
 
 
@@ -51,8 +51,8 @@ def test_add_rms_norm_in_bf16(splits: int) -> None:
     with poisoned_memory():
         out = norm.add_rms_norm(residual, partials, gain, EPS)
     assert out.dtype == residual.dtype == torch.bfloat16
-    torch.testing.assert_close(residual, sums, **COARSE)
-    torch.testing.assert_close(out, norm_reference.rms_norm(sums, gain, EPS), **COARSE)
+    COARSE.check(residual, sums)
+    COARSE.check(out, norm_reference.rms_norm(sums, gain, EPS))
 
 
 def test_a_norm_does_not_depend_on_the_batch() -> None:
@@ -87,9 +87,9 @@ def test_rotate_store(
         q = _store(case, slots, cache)
     expected = split_heads(case)
     flat = cache.flatten(0, 1)
-    torch.testing.assert_close(q, expected.q, **TOLERANCE)
-    torch.testing.assert_close(flat[slots, 0], expected.k, **TOLERANCE)
-    torch.testing.assert_close(flat[slots, 1], expected.v, **TOLERANCE)
+    TOLERANCE.check(q, expected.q)
+    TOLERANCE.check(flat[slots, 0], expected.k)
+    TOLERANCE.check(flat[slots, 1], expected.v)
     untouched = [slot for slot in range(8) if slot not in slots.tolist()]
     assert bool((flat[untouched] == 9.0).all())
 
@@ -105,7 +105,7 @@ def test_rotate_store_in_bf16(splits: int) -> None:
     expected = split_heads(case)
     flat = cache.flatten(0, 1)
     for got, want in ((q, expected.q), (flat[slots, 0], expected.k), (flat[slots, 1], expected.v)):
-        torch.testing.assert_close(got.float(), want, **COARSE)
+        COARSE.check(got.float(), want)
 
 
 def test_launchers_name_the_argument_that_does_not_fit() -> None:

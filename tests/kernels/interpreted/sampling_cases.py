@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from interpreted_memory import bounded_memory
@@ -82,4 +84,4 @@ def test_sampling_is_one_launch_and_names_what_does_not_fit() -> None:
             rows.logits, rows.temperature, rows.top_k.long(), rows.top_p, rows.min_p, rows.uniform
         )
     with pytest.raises(LayoutError, match=r"`uniform` has shape \[1\], expected \[2\]"):
-        sampling.sample_rows(*rows.operands[:-1], rows.uniform[:1])
+        sampling.sample_rows(*replace(rows, uniform=rows.uniform[:1]).operands)
