@@ -25,7 +25,9 @@ class Rotary:
     def __init__(
         self, program: DecoderProgram, *, device: torch.device, dtype: torch.dtype
     ) -> None:
-        self._frequencies = inverse_frequencies(program).to(device)
+        frequencies = inverse_frequencies(program)
+        # Negative for the first half: the cosines are the same, and the sines have their signs.
+        self._frequencies = torch.cat((-frequencies, frequencies)).to(device)  # [head_dim]
         self._dtype = dtype
         self._table = self._rows(torch.arange(_FIRST_POSITIONS)) if device.type == "cpu" else None
 
@@ -47,10 +49,12 @@ class Rotary:
 
     def _rows(self, positions: Tensor) -> Tensor:
         """Cosines, then signed sines: [T, 2, head_dim]. Angles are computed in fp32."""
-        angles = torch.outer(positions.float(), self._frequencies)  # [T, head_dim / 2]
-        cos, sin = angles.cos(), angles.sin()
-        rows = torch.cat((cos, cos, -sin, sin), -1)  # [T, 2 * head_dim]
-        return rows.to(self._dtype).view(*positions.shape, 2, -1)
+        angles = positions[:, None] * self._frequencies  # [T, head_dim]
+        shape = (positions.shape[0], 2, angles.shape[1])
+        rows = torch.empty(shape, dtype=self._dtype, device=angles.device)
+        torch.cos(angles, out=rows[:, 0])
+        torch.sin(angles, out=rows[:, 1])
+        return rows
 
 
 def inverse_frequencies(program: DecoderProgram) -> Tensor:
