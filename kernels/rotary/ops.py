@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tersor.kernels.attention.quantize import quantize_kv
 from tersor.kernels.rotary.heads import Heads, Rotation
 
 LIBRARY = torch.library.Library("tersor", "FRAGMENT")
 LIBRARY.define(
     "rotate_store(Tensor qkv, Tensor cos, Tensor sin, Tensor? q_gain, Tensor? k_gain, float eps, "
-    "int num_heads, Tensor slots, Tensor(a!) cache) -> Tensor"
+    "int num_heads, Tensor slots, Tensor(a!) cache, Tensor(b!)? kv_scales=None) -> Tensor"
 )
 
 
@@ -25,6 +26,7 @@ def _rotate_store_cpu(
     num_heads: int,
     slots: Tensor,
     cache: Tensor,
+    kv_scales: Tensor | None = None,
 ) -> Tensor:
     heads = Heads(
         qkv=qkv,
@@ -35,7 +37,7 @@ def _rotate_store_cpu(
         k_gain=k_gain,
         eps=eps,
     )
-    return _split_and_store(heads, slots, cache).contiguous()
+    return _split_and_store(heads, slots, cache, kv_scales).contiguous()
 
 
 @torch.library.impl(LIBRARY, "rotate_store", "CUDA")
@@ -49,10 +51,13 @@ def _rotate_store_cuda(
     num_heads: int,
     slots: Tensor,
     cache: Tensor,
+    kv_scales: Tensor | None = None,
 ) -> Tensor:
     from tersor.kernels.rotary import triton  # imports triton, which a CPU need not have
 
-    return triton.rotate_store(qkv, cos, sin, q_gain, k_gain, eps, num_heads, slots, cache)
+    return triton.rotate_store(
+        qkv, cos, sin, q_gain, k_gain, eps, num_heads, slots, cache, kv_scales
+    )
 
 
 def _rotate_store_fake(
@@ -65,22 +70,26 @@ def _rotate_store_fake(
     num_heads: int,
     slots: Tensor,
     cache: Tensor,
+    kv_scales: Tensor | None = None,
 ) -> Tensor:
-    del sin, q_gain, k_gain, eps, slots  # the shape does not depend on them
+    del sin, q_gain, k_gain, eps, slots, kv_scales  # the shape does not depend on them
     return cos.new_empty(qkv.shape[1], num_heads, cache.shape[-1])
 
 
 torch.library.register_fake("tersor::rotate_store", _rotate_store_fake, lib=LIBRARY)
 
 
-def rotate_store(heads: Heads, slots: Tensor, cache: Tensor) -> Tensor:
+def rotate_store(
+    heads: Heads, slots: Tensor, cache: Tensor, kv_scales: Tensor | None = None
+) -> Tensor:
     """Writes the keys and values of `heads` into one layer's cache, and returns its queries.
 
     Args:
         heads: of one pass of T tokens.
         slots: int64 [T], the place of each token in the cache, counted over its pages.
         cache: [num_pages, page_tokens, 2, num_kv_heads, head_dim], keys then values, contiguous,
-            any floating dtype; changed.
+            fp32 or bf16, or int8 with `kv_scales`; changed.
+        kv_scales: float32 [num_pages, page_tokens, 2, num_kv_heads] of an int8 cache; changed.
 
     Returns:
         Rotated queries [T, num_heads, head_dim] in `heads.dtype`.
@@ -89,17 +98,24 @@ def rotate_store(heads: Heads, slots: Tensor, cache: Tensor) -> Tensor:
         LayoutError: on a GPU, an operand has another shape, dtype or device.
     """
     if cache.device.type == "cpu":  # torch's own operators need none around them
-        return _split_and_store(heads, slots, cache)
+        return _split_and_store(heads, slots, cache, kv_scales)
     cos, sin = heads.rotation
     q: Tensor = torch.ops.tersor.rotate_store(
-        heads.qkv, cos, sin, heads.q_gain, heads.k_gain, heads.eps, heads.num_heads, slots, cache
-    )
+        heads.qkv, cos, sin, heads.q_gain, heads.k_gain, heads.eps, heads.num_heads, slots, cache,
+        kv_scales,
+    )  # fmt: skip
     return q
 
 
-def _split_and_store(heads: Heads, slots: Tensor, cache: Tensor) -> Tensor:
+def _split_and_store(
+    heads: Heads, slots: Tensor, cache: Tensor, kv_scales: Tensor | None
+) -> Tensor:
     q, k, v = heads.split()
     flat = cache.flatten(0, 1)  # [slots, 2, kv_heads, head_dim]
-    flat.select(1, 0).index_copy_(0, slots, k.to(cache.dtype))
-    flat.select(1, 1).index_copy_(0, slots, v.to(cache.dtype))
+    for part, values in enumerate((k, v)):
+        stored = values
+        if kv_scales is not None:
+            stored, scales = quantize_kv(values)
+            kv_scales.flatten(0, 1).select(1, part).index_copy_(0, slots, scales)
+        flat.select(1, part).index_copy_(0, slots, stored.to(cache.dtype))
     return q

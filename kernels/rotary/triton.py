@@ -10,9 +10,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tersor.kernels.attention import quantize
 from tersor.kernels.checks import ACTIVATION_DTYPES, check_tensor
 from tersor.kernels.errors import LayoutError
 from tersor.kernels.gemv.triton import check_device, load_partials
+
+SMALLEST = tl.constexpr(quantize.SMALLEST)
 
 
 @triton.jit
@@ -98,6 +101,37 @@ def store_kv(
     store_halves(pointer, first, second, HEAD_DIM, HALF)
 
 
+@triton.jit
+def rounded_codes(x, inverse):
+    """The nearest integers to x * inverse, ties to even, and 0 for NaN."""
+    # 1.5 * 2^23 leaves no bits for a fraction.
+    codes = (x * inverse + 12582912.0) - 12582912.0
+    return tl.where(codes == codes, codes, 0.0)
+
+
+@triton.jit
+def store_kv_codes(
+    cache_ptr,  # int8 [slots, 2, kv_heads, HEAD_DIM]
+    scales_ptr,  # float32 [slots, 2, kv_heads]
+    slot,  # this and what follows: as in `store_kv`
+    kv_head,
+    kv_heads,
+    first,
+    second,
+    HEAD_DIM: tl.constexpr,
+    HALF: tl.constexpr,
+):
+    """Writes a key or value head and its scale, as `attention.quantize.quantize_kv` makes them."""
+    at = slot * 2 * kv_heads + kv_head
+    largest = tl.maximum(tl.max(tl.abs(first), axis=0), tl.max(tl.abs(second), axis=0))
+    inverse = tl.div_rn(127.0, tl.maximum(largest, SMALLEST))
+    # The sum is 0, or NaN where a number is not finite: then the scale is, and all it scales.
+    scale = largest * (1.0 / 127.0) + tl.sum(first * 0.0 + second * 0.0, axis=0)
+    tl.store(scales_ptr + at, scale)
+    first, second = rounded_codes(first, inverse), rounded_codes(second, inverse)
+    store_halves(cache_ptr + at * HEAD_DIM, first, second, HEAD_DIM, HALF)
+
+
 @triton.jit(do_not_specialize=["tokens"])
 def rotate_store_kernel(
     qkv_ptr,  # this and what follows to k_gain_ptr: as in `load_head`
@@ -108,6 +142,7 @@ def rotate_store_kernel(
     slots_ptr,  # int64 [tokens]
     q_ptr,  # out: [tokens, heads, HEAD_DIM]
     cache_ptr,  # out: [slots, 2, kv_heads, HEAD_DIM]
+    scales_ptr,  # out: float32 [slots, 2, kv_heads], written if QUANTIZED
     tokens,
     heads,
     kv_heads,
@@ -115,6 +150,7 @@ def rotate_store_kernel(
     eps,
     SPLITS: tl.constexpr,
     NORM: tl.constexpr,
+    QUANTIZED: tl.constexpr,  # the cache holds int8 codes
     HEAD_DIM: tl.constexpr,
     HALF: tl.constexpr,  # power of two >= HEAD_DIM / 2
 ):
@@ -129,7 +165,13 @@ def rotate_store_kernel(
         store_halves(q_ptr + (token * heads + head) * HEAD_DIM, first, second, HEAD_DIM, HALF)
     else:
         slot = tl.load(slots_ptr + token)
-        store_kv(cache_ptr, slot, head - heads, kv_heads, first, second, HEAD_DIM, HALF)
+        kv_head = head - heads
+        if QUANTIZED:
+            store_kv_codes(
+                cache_ptr, scales_ptr, slot, kv_head, kv_heads, first, second, HEAD_DIM, HALF
+            )
+        else:
+            store_kv(cache_ptr, slot, kv_head, kv_heads, first, second, HEAD_DIM, HALF)
 
 
 def rotate_store(
@@ -142,10 +184,18 @@ def rotate_store(
     num_heads: int,
     slots: Tensor,
     cache: Tensor,
+    kv_scales: Tensor | None = None,
 ) -> Tensor:
     """As `ops.rotate_store`, on a GPU (or in Triton's interpreter)."""
-    check_tensor("cache", cache, shape=(None, None, 2, None, None), device=qkv.device)
+    dtypes = ACTIVATION_DTYPES if kv_scales is None else (torch.int8,)
+    shape = (None, None, 2, None, None)
+    check_tensor("cache", cache, shape=shape, dtypes=dtypes, device=qkv.device)
     kv_heads, head_dim = cache.shape[3:]
+    if kv_scales is not None:
+        check_tensor(
+            "kv_scales", kv_scales, shape=tuple(cache.shape[:-1]), dtypes=(torch.float32,),
+            device=qkv.device,
+        )  # fmt: skip
     check_heads(qkv, cos, sin, q_gain, k_gain, slots, num_heads, kv_heads, head_dim)
     tokens = qkv.shape[1]
     q = torch.empty(tokens, num_heads, head_dim, dtype=cos.dtype, device=qkv.device)
@@ -159,6 +209,7 @@ def rotate_store(
             slots,
             q,
             cache,
+            cos if kv_scales is None else kv_scales,
             tokens,
             num_heads,
             kv_heads,
@@ -166,6 +217,7 @@ def rotate_store(
             eps,
             SPLITS=qkv.shape[0],
             NORM=q_gain is not None,
+            QUANTIZED=kv_scales is not None,
             HEAD_DIM=head_dim,
             HALF=triton.next_power_of_2(head_dim // 2),
             num_warps=1,

@@ -9,6 +9,7 @@ import torch
 from fusion_cases import EPS, Tolerance, heads, random
 from torch import Tensor
 
+from tersor.kernels.attention.quantize import quantize_kv
 from tersor.kernels.norm import add_rms_norm, rms_norm_rows
 from tersor.kernels.norm import reference as norm_reference
 from tersor.kernels.rotary import rotate_store
@@ -94,6 +95,8 @@ def test_rotate_store_passes_opcheck(norm: bool, dtype: torch.dtype) -> None:
     arguments = (case.qkv, cos, sin, case.q_gain, case.k_gain, EPS, 4, torch.tensor([1, 5, 0]))
     cache = torch.zeros(3, 2, 2, 2, 8, dtype=dtype)
     torch.library.opcheck(torch.ops.tersor.rotate_store.default, (*arguments, cache))
+    codes, scales = torch.zeros(3, 2, 2, 2, 8, dtype=torch.int8), torch.zeros(3, 2, 2, 2)
+    torch.library.opcheck(torch.ops.tersor.rotate_store.default, (*arguments, codes, scales))
 
 
 def test_keys_and_values_are_rounded_to_a_narrower_cache() -> None:
@@ -101,6 +104,16 @@ def test_keys_and_values_are_rounded_to_a_narrower_cache() -> None:
     cache = torch.zeros(1, 2, 2, 1, 4, dtype=torch.bfloat16)
     rotate_store(case, torch.tensor([1, 0]), cache)
     assert torch.equal(cache[0, [1, 0], 0], case.split().k.bfloat16())
+
+
+def test_an_int8_cache_gets_codes_and_scales() -> None:
+    case, slots = heads(2, 2, 1, 4), torch.tensor([1, 0])
+    cache, scales = torch.zeros(1, 2, 2, 1, 4, dtype=torch.int8), torch.zeros(1, 2, 2, 1)
+    rotate_store(case, slots, cache, scales)
+    for part, values in enumerate(case.split()[1:]):
+        codes, want = quantize_kv(values)
+        assert torch.equal(cache[0, slots, part], codes)
+        assert torch.equal(scales[0, slots, part], want)
 
 
 def test_heads_are_split_from_the_sum_of_their_parts() -> None:

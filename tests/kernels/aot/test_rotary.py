@@ -7,15 +7,26 @@ from aot import Kernel, budget_tests
 from tersor.kernels.rotary.triton import rotate_store_kernel
 
 
-def _rotary(head_dim: int, *, splits: int, norm: bool = False, qkv: str = "fp32") -> Kernel:
-    pointers = {"qkv_ptr": f"*{qkv}", "slots_ptr": "*i64"} | dict.fromkeys(
-        ("cos_ptr", "sin_ptr", "q_gain_ptr", "k_gain_ptr", "q_ptr", "cache_ptr"), "*bf16"
-    )
+def _rotary(
+    head_dim: int, *, splits: int, norm: bool = False, qkv: str = "fp32", int8: bool = False
+) -> Kernel:
+    pointers = {
+        "qkv_ptr": f"*{qkv}",
+        "slots_ptr": "*i64",
+        "cache_ptr": "*i8" if int8 else "*bf16",
+        "scales_ptr": "*fp32",
+    } | dict.fromkeys(("cos_ptr", "sin_ptr", "q_gain_ptr", "k_gain_ptr", "q_ptr"), "*bf16")
     sizes = ("tokens", "heads", "kv_heads", "table_stride")
     return Kernel(
         function=rotate_store_kernel,
         types=pointers | dict.fromkeys(sizes, "i32") | {"eps": "fp32"},
-        constants={"SPLITS": splits, "NORM": norm, "HEAD_DIM": head_dim, "HALF": head_dim // 2},
+        constants={
+            "SPLITS": splits,
+            "NORM": norm,
+            "QUANTIZED": int8,
+            "HEAD_DIM": head_dim,
+            "HALF": head_dim // 2,
+        },
         aligned=(*pointers, "table_stride"),
         options={"num_warps": 1},
     )
@@ -25,6 +36,7 @@ KERNELS = {
     "dense_128": _rotary(128, splits=1, qkv="bf16"),
     "split_128": _rotary(128, splits=8),
     "norm_128": _rotary(128, splits=4, norm=True),
+    "int8_128": _rotary(128, splits=4, int8=True),
     "norm_256": _rotary(256, splits=8, norm=True),
 }
 

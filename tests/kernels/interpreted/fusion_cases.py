@@ -8,6 +8,7 @@ from fusion_cases import EPS, Tolerance, heads, random
 from interpreted_memory import bounded_memory
 from poison import poisoned_memory
 
+from tersor.kernels.attention.quantize import quantize_kv
 from tersor.kernels.errors import LayoutError
 from tersor.kernels.norm import reference as norm_reference
 from tersor.kernels.norm import triton as norm
@@ -62,11 +63,14 @@ def test_a_norm_does_not_depend_on_the_batch() -> None:
     assert torch.equal(alone, whole[4:5])
 
 
-def _store(case: Heads, slots: torch.Tensor, cache: torch.Tensor) -> torch.Tensor:
+def _store(
+    case: Heads, slots: torch.Tensor, cache: torch.Tensor, kv_scales: torch.Tensor | None = None
+) -> torch.Tensor:
     cos, sin = case.rotation
     return rotary.rotate_store(
-        case.qkv, cos, sin, case.q_gain, case.k_gain, case.eps, case.num_heads, slots, cache
-    )
+        case.qkv, cos, sin, case.q_gain, case.k_gain, case.eps, case.num_heads, slots, cache,
+        kv_scales,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("norm_heads", [False, True])
@@ -80,10 +84,7 @@ def test_rotate_store(
     case = heads(tokens, num_heads, kv_heads, head_dim, splits=splits, norm=norm_heads)
     cache = torch.full((4, 2, 2, kv_heads, head_dim), 9.0)
     slots = torch.tensor([7, 0, 3, 2, 5])[:tokens]
-    operands = [case.qkv, *case.rotation, case.q_gain, case.k_gain, cache, slots]
-    # The tables are views; the rows they lie in are what may be read.
-    operands[1:3] = [case.rotation.cos._base]
-    with poisoned_memory(), bounded_memory([t for t in operands if t is not None]):
+    with poisoned_memory(), bounded_memory([case.qkv, cache, slots, *_tables(case)]):
         q = _store(case, slots, cache)
     expected = split_heads(case)
     flat = cache.flatten(0, 1)
@@ -108,6 +109,32 @@ def test_rotate_store_in_bf16(splits: int) -> None:
         COARSE.check(got.float(), want)
 
 
+def test_rotate_store_in_int8() -> None:
+    case = heads(4, 4, 2, 12, splits=2, norm=True)
+    case.qkv[0, 2, -3] = float("nan")  # in the last value head
+    cache = torch.zeros(2, 3, 2, 2, 12, dtype=torch.int8)
+    scales, slots = torch.zeros(2, 3, 2, 2), torch.tensor([4, 1, 0, 5])
+    with poisoned_memory(), bounded_memory([case.qkv, cache, scales, slots, *_tables(case)]):
+        q = _store(case, slots, cache, scales)
+    expected = split_heads(case)
+    torch.testing.assert_close(q, expected.q, rtol=TOLERANCE.rtol, atol=TOLERANCE.atol)
+    for part, values in enumerate((expected.k, expected.v)):
+        codes, want = quantize_kv(values)
+        got = scales.flatten(0, 1)[slots, part]
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=0.0, equal_nan=True)
+        # A float32 sum in another order may round to the next code.
+        difference = cache.flatten(0, 1)[slots, part].int() - codes.int()
+        assert int(difference.abs().max()) <= 1
+        assert bool((difference == 0).float().mean() > 0.9)
+    assert bool(scales.flatten(0, 1)[0, 1, 1].isnan())
+
+
+def _tables(case: Heads) -> list[torch.Tensor]:
+    """What may be read besides qkv; cosines and sines are views of rows that hold both."""
+    base = case.rotation.cos._base
+    return [t for t in (base, case.q_gain, case.k_gain) if t is not None]
+
+
 def test_launchers_name_the_argument_that_does_not_fit() -> None:
     residual, gain = torch.zeros(2, 8), torch.ones(8)
     with pytest.raises(LayoutError, match=r"`partials` has shape \[3, 2, 7\]"):
@@ -123,5 +150,9 @@ def test_launchers_name_the_argument_that_does_not_fit() -> None:
         _store(case, slots, torch.zeros(2, 2, 1, 4))
     with pytest.raises(LayoutError, match=r"`slots` has dtype torch\.int32"):
         _store(case, slots.int(), torch.zeros(1, 2, 2, 1, 4))
+    with pytest.raises(
+        LayoutError, match=r"`cache` has dtype torch\.float32, expected torch\.int8"
+    ):
+        _store(case, slots, torch.zeros(1, 2, 2, 1, 4), torch.zeros(1, 2, 2, 1))
     with pytest.raises(LayoutError, match="head_dim is 3, expected an even number"):
         _store(case, slots, torch.zeros(1, 2, 2, 1, 3))
