@@ -8,6 +8,7 @@ from fusion_cases import EPS, Tolerance, heads, moved, random
 from poison import poisoned_memory
 from torch import Tensor
 
+from tersor.kernels.attention.quantize import quantize_kv
 from tersor.kernels.norm import add_rms_norm, rms_norm_rows
 from tersor.kernels.norm import reference as norm_reference
 from tersor.kernels.rotary import rotate_store
@@ -85,6 +86,22 @@ def test_rotate_store(
             TOLERANCES[dtype].check(got.float(), expected)
         untouched = torch.ones(160, dtype=torch.bool, device=GPU).index_fill_(0, slots, False)
         assert bool((flat[untouched] == 9.0).all())
+
+
+def test_rotate_store_in_int8() -> None:
+    case = moved(heads(33, 32, 8, 128, splits=4), GPU)
+    cache = torch.zeros(4, 16, 2, 8, 128, dtype=torch.int8, device=GPU)
+    scales = torch.zeros(4, 16, 2, 8, device=GPU)
+    slots = torch.randperm(64, generator=torch.Generator().manual_seed(4))[:33].to(GPU)
+    with poisoned_memory():
+        rotate_store(case, slots, cache, scales)
+    for part, values in enumerate(split_heads(case)[1:]):
+        codes, want = quantize_kv(values)
+        torch.testing.assert_close(scales.flatten(0, 1)[slots, part], want, rtol=1e-5, atol=0.0)
+        # A float32 sum in another order may round to the next code.
+        difference = cache.flatten(0, 1)[slots, part].int() - codes.int()
+        assert int(difference.abs().max()) <= 1
+        assert bool((difference == 0).float().mean() > 0.99)
 
 
 def test_fusions_are_captured_by_a_cuda_graph() -> None:

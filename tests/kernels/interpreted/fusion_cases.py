@@ -122,8 +122,8 @@ def test_rotate_store_in_int8() -> None:
         codes, want = quantize_kv(values)
         got = scales.flatten(0, 1)[slots, part]
         torch.testing.assert_close(got, want, rtol=1e-5, atol=0.0, equal_nan=True)
-        # A float32 sum in another order may round to the next code.
-        difference = cache.flatten(0, 1)[slots, part].int() - codes.int()
+        # A float32 sum in another order may round to the next code. Codes of a NaN do not matter.
+        difference = (cache.flatten(0, 1)[slots, part].int() - codes.int())[~want.isnan()]
         assert int(difference.abs().max()) <= 1
         assert bool((difference == 0).float().mean() > 0.9)
     assert bool(scales.flatten(0, 1)[0, 1, 1].isnan())
