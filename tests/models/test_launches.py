@@ -59,7 +59,7 @@ def _int8(shape: tuple[int, ...]) -> Layout:
         return _dense(shape)
     codes = torch.empty(shape, dtype=torch.int8, device=META)
     scales = torch.empty(shape[0], dtype=torch.bfloat16, device=META)
-    return Int8Layout(codes, scales, (shape[0], shape[1]), torch.bfloat16)
+    return Int8Layout(codes, scales, (shape[0], shape[1]), torch.bfloat16, int8_activations=False)
 
 
 def _pass(
