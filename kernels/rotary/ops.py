@@ -111,11 +111,12 @@ def _split_and_store(
     heads: Heads, slots: Tensor, cache: Tensor, kv_scales: Tensor | None
 ) -> Tensor:
     q, k, v = heads.split()
-    flat = cache.flatten(0, 1)  # [slots, 2, kv_heads, head_dim]
-    for part, values in enumerate((k, v)):
-        stored = values
-        if kv_scales is not None:
-            stored, scales = quantize_kv(values)
-            kv_scales.flatten(0, 1).select(1, part).index_copy_(0, slots, scales)
-        flat.select(1, part).index_copy_(0, slots, stored.to(cache.dtype))
+    flat = cache.view(-1, *cache.shape[2:])  # [slots, 2, kv_heads, head_dim]
+    if kv_scales is not None:
+        both, scales = quantize_kv(torch.stack((k, v), dim=1))  # [T, 2, kv_heads, head_dim]
+        flat.index_copy_(0, slots, both)
+        kv_scales.flatten(0, 1).index_copy_(0, slots, scales)
+        return q
+    flat.select(1, 0).index_copy_(0, slots, k.to(cache.dtype))
+    flat.select(1, 1).index_copy_(0, slots, v.to(cache.dtype))
     return q
