@@ -24,7 +24,10 @@ def convert(
     out: Annotated[Path, typer.Argument(metavar="OUT.tersor", help="The bundle to write.")],
     *,
     recipe: Annotated[
-        str, typer.Option(help="lossless, float12, int8, w8a8, fp8, int4, or a recipe file (TOML).")
+        str,
+        typer.Option(
+            help="lossless, float12, int8, w8a8, fp8, int4, nf4, mxfp4, pow2, or a file (TOML)."
+        ),
     ] = "lossless",
     prune: Annotated[
         str | None,

@@ -215,9 +215,10 @@ def _read(reader: BundleReader, entry: TensorEntry) -> Tensor:
     for start in range(0, entry.shape[0], step):
         rows = value[start : start + step]
         cut = layout.rows_of_planes(planes, start, start + step, entry.params)
+        params = layout.params_of_planes(cut, entry.params)
         part = {name: plane.clone() for name, plane in cut.items()}
         shape = tuple(rows.shape)
-        rows.copy_(layout.from_planes(part, shape, dtype, entry.params, _CPU).dense())
+        rows.copy_(layout.from_planes(part, shape, dtype, params, _CPU).dense())
     return value
 
 

@@ -13,6 +13,8 @@ from tersor.converters.errors import RecipeError, SourceError
 from tersor.converters.prune import prune_magnitude_, prune_pattern_
 from tersor.converters.quantize import (
     Quantized,
+    quantize_bitmap,
+    quantize_codebook4,
     quantize_fp8,
     quantize_int4,
     quantize_int6,
@@ -22,6 +24,7 @@ from tersor.converters.recipe import PruneStep, QuantizeStep, Recipe
 from tersor.converters.sources.base import PlannedTensor, Source
 from tersor.converters.tensors import to_plane
 
+_FIXED_GROUPS = {"mxfp4": 32, "nvfp4": 16}  # by their definitions
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -110,6 +113,11 @@ def _quantize(value: Tensor, step: QuantizeStep, *, pruned: bool) -> Quantized:
         return quantize_fp8(value, block=step.block, activations=step.activations)
     if step.method == "int6":
         return quantize_int6(value, step=step.step or "row", outliers=step.outliers)
+    if step.method == "bitmap":
+        return quantize_bitmap(value, values=step.values)
+    if step.method in {"nf4", "mxfp4", "nvfp4", "pow2"}:
+        group = _FIXED_GROUPS.get(step.method, step.group)
+        return quantize_codebook4(value, step.method, group=group)
     # Without zero points all zeros are one symbol, which the codec pays for: pico pruned by half
     # takes 3.07 bits a weight instead of 3.91, at the same divergence.
     symmetric = pruned if step.symmetric is None else step.symmetric

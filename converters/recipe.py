@@ -18,7 +18,9 @@ from tersor.converters.recipe_file import parse_prune_argument, parse_recipe
 from tersor.converters.sources.base import Kind, PlannedTensor
 
 _FOLDER = Path(__file__).parent / "recipes"
-_SHIPPED = ("float12", "fp8", "int4", "int8", "lossless", "w8a8")
+_SHIPPED = ("float12", "fp8", "int4", "int8", "lossless", "mxfp4", "nf4", "pow2", "w8a8")
+
+_LAYOUTS = dict.fromkeys(("nf4", "mxfp4", "nvfp4", "pow2"), "codebook4")  # others are their methods
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +59,10 @@ class QuantizeStep:
     """Stores a matrix in a compressed layout; `float12` and `keep` leave it exact."""
 
     where: Selector
-    method: Literal["int8", "int6", "int4", "fp8", "float12", "keep"]
-    group: int = 32  # int4: columns that share a scale; 0 is the whole row
+    method: Literal[
+        "int8", "int6", "int4", "fp8", "nf4", "mxfp4", "nvfp4", "pow2", "bitmap", "float12", "keep"
+    ]
+    group: int = 32  # int4, nf4, pow2: columns that share a scale; 0 is the whole row
     symmetric: bool | None = None  # int4: no zero points; None: exactly where a prune step ran
     # int8, int6, int4: what shares a scale; None: the row, of int4 the group.
     step: Literal["row", "tensor"] | None = None
@@ -66,6 +70,7 @@ class QuantizeStep:
     block: int = 0  # fp8: rows and columns that share a scale; 0 is the row
     # int8, fp8: what activations are rounded to, "16-bit" or the method's own name.
     activations: str = "16-bit"
+    values: Literal["exact", "int8"] = "exact"  # bitmap: how non-zeros are stored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +112,9 @@ class Recipe:
             wanted = quantize is not None and quantize.method == "float12"
             layout = "float12" if wanted and _fits_float12(tensor) else "dense"
             return TensorPlan(prune=prune, quantize=None, layout=layout)
-        return TensorPlan(prune=prune, quantize=quantize, layout=quantize.method)
+        return TensorPlan(
+            prune=prune, quantize=quantize, layout=_LAYOUTS.get(quantize.method, quantize.method)
+        )
 
     def to_json(self) -> Mapping[str, Any]:
         """The recipe as the manifest records it: every default written out."""

@@ -74,7 +74,9 @@ _QUANTIZE: Mapping[str, _Key] = {
     **_SELECTOR,
     # Only these have operators that compute on a compressed weight.
     "kinds": _list_of("linear", "embedding"),
-    "method": _one_of("int8", "int6", "int4", "fp8", "float12", "keep"),
+    "method": _one_of(
+        "int8", "int6", "int4", "fp8", "nf4", "mxfp4", "nvfp4", "pow2", "bitmap", "float12", "keep"
+    ),
     "group": _Key(
         f"one of {', '.join(map(str, _GROUPS))} (0: the whole row)",
         lambda value: _is_whole(value, 0, 256) and value in _GROUPS,
@@ -91,17 +93,27 @@ _QUANTIZE: Mapping[str, _Key] = {
         lambda value: _is_share(value) and value <= _MAX_OUTLIERS,
         float,
     ),
+    "values": _one_of("exact", "int8"),
 }
 _NEEDED: Mapping[str, tuple[str, ...]] = {"magnitude": ("fraction",), "pattern": ("keep", "of")}
+_OPTIONS = ("group", "symmetric", "step", "outliers", "block", "activations", "values")
+_METHOD_OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "int8": ("step", "activations"),
+    "int6": ("step", "outliers"),
+    "int4": ("group", "symmetric", "step", "outliers"),
+    "fp8": ("block", "activations"),
+    "nf4": ("group",),
+    "pow2": ("group",),
+    "bitmap": ("values",),
+    **dict.fromkeys(("mxfp4", "nvfp4", "float12", "keep"), ()),
+}
 _FOREIGN: Mapping[str, tuple[str, ...]] = {
     "magnitude": ("keep", "of"),
     "pattern": ("fraction",),
-    "int8": ("group", "symmetric", "outliers", "block"),
-    "int6": ("group", "symmetric", "block", "activations"),
-    "int4": ("block", "activations"),
-    "fp8": ("group", "symmetric", "step", "outliers"),
-    "float12": ("group", "symmetric", "step", "outliers", "block", "activations"),
-    "keep": ("group", "symmetric", "step", "outliers", "block", "activations"),
+    **{
+        method: tuple(key for key in _OPTIONS if key not in own)
+        for method, own in _METHOD_OPTIONS.items()
+    },
 }
 _TOP = ("description", "prune", "quantize")
 

@@ -77,6 +77,12 @@ class Layout(ABC):
         del params  # in most layouts every plane has a row for each of the weight's
         return {name: plane[start:stop] for name, plane in planes.items()}
 
+    @classmethod
+    def params_of_planes(cls, planes: Mapping[str, Tensor], params: Params) -> Params:
+        """The parameters of the weight whose planes `rows_of_planes` gave, from those of all."""
+        del planes  # in most layouts parameters do not depend on them
+        return params
+
     @abstractmethod
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight decoded to a dense tensor of `shape` on `device`."""
@@ -118,6 +124,8 @@ class Layout(ABC):
 
 def layouts() -> Mapping[str, type[Layout]]:
     """All layouts by name. Imported here, not above, so that each stays optional to load."""
+    from tersor.kernels.bitmap import BitmapLayout
+    from tersor.kernels.codebook4 import Codebook4Layout
     from tersor.kernels.dense import DenseLayout
     from tersor.kernels.float12 import Float12Layout
     from tersor.kernels.fp8 import Fp8Layout
@@ -125,5 +133,14 @@ def layouts() -> Mapping[str, type[Layout]]:
     from tersor.kernels.int6 import Int6Layout
     from tersor.kernels.int8 import Int8Layout
 
-    known = (DenseLayout, Float12Layout, Int8Layout, Fp8Layout, Int6Layout, Int4Layout)
+    known = (
+        DenseLayout,
+        Float12Layout,
+        Int8Layout,
+        Fp8Layout,
+        Int6Layout,
+        Int4Layout,
+        Codebook4Layout,
+        BitmapLayout,
+    )
     return {cls.name: cls for cls in known}

@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from tersor.kernels.bitmap.form import bit_counts
 from tersor.kernels.errors import LayoutError
 from tersor.kernels.layout import Layout, Params, PlaneSpec, layouts
 from tersor.kernels.outliers.planes import POSITIONS, VALUES
@@ -54,6 +55,11 @@ _ALL = (
     Sample(label="int6 row", layout="int6"),
     Sample(label="int4 g128", layout="int4", params={"group": 128, "symmetric": True}),
     Sample(label="int4 row", layout="int4", params={"group": 0, "symmetric": True}),
+    Sample(label="nf4 g64", layout="codebook4", params={"group": 64, "scale": "bf16"}),
+    Sample(label="mxfp4", layout="codebook4", params={"group": 32, "scale": "e8m0"}),
+    Sample(label="nvfp4", layout="codebook4", params={"group": 16, "scale": "e4m3"}),
+    Sample(label="bitmap 50 %", layout="bitmap", params={"values": "bf16"}),
+    Sample(label="bitmap 50 % int8", layout="bitmap", params={"values": "int8"}),
     Sample(
         label="int4 row outliers",
         layout="int4",
@@ -91,7 +97,28 @@ def _with_outliers(
     return {**params, "outliers": count}, planes
 
 
+def _codebook4(n: int, k: int, params: Params, device: torch.device) -> tuple[Params, Planes]:
+    """Exponents of e8m0 are near 1: 255 is no number."""
+    planes = dict(_planes("codebook4", n, k, params, device))
+    if params["scale"] == "e8m0":
+        planes["scales"] = planes["scales"] % 16 + 112
+    return params, planes
+
+
+def _bitmap(n: int, k: int, params: Params, device: torch.device) -> tuple[Params, Planes]:
+    """Half of the weights."""
+    bitmap = torch.randint(0, 256, (n, -(-k // 8)), dtype=torch.uint8, device=device)
+    if k % 8:
+        bitmap[:, -1] &= (1 << k % 8) - 1
+    params = {**params, "nonzeros": int(bit_counts(bitmap).sum(dtype=torch.int64))}
+    specs = layouts()["bitmap"].plane_specs((n, k), torch.bfloat16, params)
+    planes = {name: random_plane(spec, (n, k), device) for name, spec in specs.items()}
+    return params, {**planes, "bitmap": bitmap}
+
+
 MAKERS: Mapping[str, Maker] = {
+    "bitmap": _bitmap,
+    "codebook4": _codebook4,
     "int4": partial(_with_outliers, "int4"),
     "int6": partial(_with_outliers, "int6"),
 }

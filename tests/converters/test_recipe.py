@@ -32,10 +32,12 @@ def layouts_of(recipe_name: str) -> list[str | None]:
 
 
 def test_shipped_recipes() -> None:
-    assert recipe_names() == ("float12", "fp8", "int4", "int8", "lossless", "w8a8")
+    names = ("float12", "fp8", "int4", "int8", "lossless", "mxfp4", "nf4", "pow2", "w8a8")
+    assert recipe_names() == names
     assert layouts_of("lossless") == [None, None, None, None]
     assert layouts_of("int8") == ["int8", "int8", "int8", None]
-    assert layouts_of("int4") == ["int8", "int8", "int4", None]
+    for name in ("int4", "nf4", "mxfp4", "pow2"):
+        assert layouts_of(name) == ["int8", "int8", name, None]
     assert layouts_of("fp8") == ["fp8", "fp8", "fp8", None]
     assert layouts_of("w8a8") == ["int8", "int8", "int8", None]
     for name in recipe_names():
@@ -155,14 +157,8 @@ def test_a_file_decides_by_first_match(tmp_path: Path) -> None:
         ("description = 3", "description is 3; expected a string"),
         ("[quantize]\nmethod = 'int8'", r"quantize must be a list of tables; write \[\[quantize"),
         ("[[quantize]]\nbits = 4\nmethod = 'int4'", "number 1: unknown key 'bits'; allowed are"),
-        (
-            "[[quantize]]\ngroup = 32",
-            "method is missing; expected one of int8, int6, int4, fp8, float12, keep",
-        ),
-        (
-            "[[quantize]]\nmethod = 'int3'",
-            "method is 'int3'; expected one of int8, int6, int4, fp8, float12, keep",
-        ),
+        ("[[quantize]]\ngroup = 32", "method is missing; expected one of int8, int6, int4"),
+        ("[[quantize]]\nmethod = 'int3'", "method is 'int3'; expected one of int8, int6, int4"),
         ("[[quantize]]\nmethod = 'int4'\ngroup = 48", "group is 48; expected one of 0, 16"),
         ("[[quantize]]\nmethod = 'int4'\ngroup = true", "group is True; expected one of"),
         ("[[quantize]]\nmethod = 'int4'\nsymmetric = 1", "symmetric is 1; expected true or false"),
@@ -184,6 +180,9 @@ def test_a_file_decides_by_first_match(tmp_path: Path) -> None:
             "[[quantize]]\nmethod = 'int4'\nstep = 'row'\ngroup = 32",
             "step is 'row' and group 32; a scale is for a group of columns, or",
         ),
+        ("[[quantize]]\nmethod = 'mxfp4'\ngroup = 32", "group means nothing for method 'mxfp4'"),
+        ("[[quantize]]\nmethod = 'nf4'\nvalues = 'int8'", "values means nothing for method 'nf4'"),
+        ("[[quantize]]\nmethod = 'bitmap'\nvalues = 'bf16'", "expected one of exact, int8"),
         ("[[quantize]]\nmethod = 'int8'\nkinds = ['other']", "kinds is .*; expected a list of"),
         ("[[quantize]]\nmethod = 'int8'\nmatch = '*'", "match is '.'; expected a list of globs"),
         (
@@ -210,7 +209,7 @@ def test_a_wrong_file_names_key_value_and_what_is_allowed(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("int5", "no recipe 'int5'; expected float12, fp8, int4, int8, lossless, w8a8"),
+        ("int5", "no recipe 'int5'; expected float12, fp8, int4, int8, lossless, mxfp4"),
         ("missing.toml", "cannot be read"),
         ("some/folder", "cannot be read"),
     ],

@@ -19,6 +19,8 @@ SYMMETRIC = {"group": 32, "symmetric": True}
 
 def test_layouts_are_found_by_their_names() -> None:
     assert {name: cls.name for name, cls in layouts().items()} == {
+        "bitmap": "bitmap",
+        "codebook4": "codebook4",
         "dense": "dense",
         "float12": "float12",
         "fp8": "fp8",

@@ -1,0 +1,1 @@
+"""Codes and scales become weights inside a kernel."""
