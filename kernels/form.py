@@ -7,9 +7,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from tersor.kernels.checks import as_rows, check_indices, check_operand, shaped_like
-from tersor.kernels.gemv.finish import Finish, finish_of
-from tersor.kernels.layout import Layout
+from tersor.kernels.checks import check_indices
+from tersor.kernels.gemv.finish import Finish
+from tersor.kernels.matrix import MatrixLayout
 
 
 class Form(Protocol):
@@ -33,8 +33,8 @@ class Form(Protocol):
         ...
 
 
-class FormLayout(Layout):
-    """A layout [N, K] that checks operands and leaves the work to its form."""
+class FormLayout(MatrixLayout):
+    """A layout that leaves the work to its form."""
 
     def __init__(
         self, form: Form, shape: tuple[int, int], dtype: torch.dtype, device: torch.device
@@ -47,21 +47,6 @@ class FormLayout(Layout):
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
         return self._form.dequantize().to(dtype or self.dtype)
 
-    def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        n, k = self.shape
-        check_operand(x, bias, n=n, k=k, device=self.device)
-        return shaped_like(self._form.matmul(as_rows(x), bias, Finish.SUM), x)
-
-    def partials(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        n, k = self.shape
-        check_operand(x, bias, n=n, k=k, device=self.device)
-        return self._form.matmul(as_rows(x), bias, Finish.PARTIALS)
-
-    def gated(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-        n, k = self.shape
-        check_operand(x, bias, n=n, k=k, device=self.device)
-        return shaped_like(self._form.matmul(as_rows(x), bias, finish_of(activation, n)), x)
-
     def rows(self, indices: Tensor, dtype: torch.dtype) -> Tensor:
         check_indices(indices, self.device)
         return self._form.rows(indices.reshape(-1)).to(dtype).view(*indices.shape, self.shape[1])
@@ -69,3 +54,6 @@ class FormLayout(Layout):
     @property
     def resident_bytes(self) -> int:
         return self._form.nbytes
+
+    def _multiply(self, x: Tensor, bias: Tensor | None, finish: Finish) -> Tensor:
+        return self._form.matmul(x, bias, finish)

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from tersor.kernels.bitmap.form import bit_counts
+from tersor.kernels.bitmap.planes import bit_counts
 from tersor.kernels.errors import LayoutError
 from tersor.kernels.layout import Layout, Params, PlaneSpec, layouts
 from tersor.kernels.outliers.planes import POSITIONS, VALUES

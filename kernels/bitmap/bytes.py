@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tersor.kernels.bitmap.form import Planes, between_zeros, bit_counts, gathered, row_starts
+from tersor.kernels.bitmap.planes import Planes, between_zeros, bit_counts, gathered, row_starts
 from tersor.kernels.cpu import finished, gemm_dtype
 from tersor.kernels.gemv.finish import Finish, finish_product
 

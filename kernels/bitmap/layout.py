@@ -9,20 +9,16 @@ import torch
 from torch import Tensor
 
 from tersor.kernels.bitmap.bytes import BytesForm
-from tersor.kernels.bitmap.form import Form, Planes, bit_counts
+from tersor.kernels.bitmap.planes import Planes, bit_counts
 from tersor.kernels.bitmap.words import WordsForm
 from tersor.kernels.checks import (
-    as_rows,
     check_floating,
-    check_indices,
     check_matrix_shape,
-    check_operand,
     check_planes,
-    shaped_like,
 )
 from tersor.kernels.errors import LayoutError
-from tersor.kernels.gemv.finish import Finish, finish_of
-from tersor.kernels.layout import Layout, Params, PlaneSpec
+from tersor.kernels.form import Form, FormLayout
+from tersor.kernels.layout import Params, PlaneSpec
 
 MAX_NONZEROS = (1 << 31) - 1  # kernels count them in 32 bits
 # Value of the parameter `values` -> dtype name and torch dtype of that plane.
@@ -34,7 +30,7 @@ _VALUES: Mapping[str, tuple[str, torch.dtype]] = {
 }
 
 
-class BitmapLayout(Layout):
+class BitmapLayout(FormLayout):
     """w = the values in row-major order where bits are set, and 0 elsewhere.
 
     Planes: `bitmap` u8 [N, ceil(K / 8)] (bit k % 8 of byte k // 8, zero beyond K), `values`
@@ -46,14 +42,6 @@ class BitmapLayout(Layout):
     """
 
     name: ClassVar[str] = "bitmap"
-
-    def __init__(
-        self, form: Form, shape: tuple[int, int], dtype: torch.dtype, device: torch.device
-    ) -> None:
-        self.shape: tuple[int, int] = shape
-        self.dtype = dtype
-        self.device = device
-        self._form = form
 
     @classmethod
     def plane_specs(
@@ -106,32 +94,6 @@ class BitmapLayout(Layout):
     @classmethod
     def params_of_planes(cls, planes: Mapping[str, Tensor], params: Params) -> Params:
         return {**params, "nonzeros": planes["values"].numel()}
-
-    def dense(self, dtype: torch.dtype | None = None) -> Tensor:
-        return self._form.dequantize().to(dtype or self.dtype)
-
-    def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        n, k = self.shape
-        check_operand(x, bias, n=n, k=k, device=self.device)
-        return shaped_like(self._form.matmul(as_rows(x), bias, Finish.SUM), x)
-
-    def partials(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        n, k = self.shape
-        check_operand(x, bias, n=n, k=k, device=self.device)
-        return self._form.matmul(as_rows(x), bias, Finish.PARTIALS)
-
-    def gated(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-        n, k = self.shape
-        check_operand(x, bias, n=n, k=k, device=self.device)
-        return shaped_like(self._form.matmul(as_rows(x), bias, finish_of(activation, n)), x)
-
-    def rows(self, indices: Tensor, dtype: torch.dtype) -> Tensor:
-        check_indices(indices, self.device)
-        return self._form.rows(indices.reshape(-1)).to(dtype).view(*indices.shape, self.shape[1])
-
-    @property
-    def resident_bytes(self) -> int:
-        return self._form.nbytes
 
 
 def _pack(planes: Planes) -> Form:

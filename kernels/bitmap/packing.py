@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tersor.kernels.bitmap.form import bit_counts, gathered
+from tersor.kernels.bitmap.planes import bit_counts, gathered
 from tersor.kernels.bitmap.reference import pack_bits, unpack_bits
 
 BLOCK = 128  # columns of a block, and of a step of the GPU kernel

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tersor.kernels.bitmap.form import Planes, between_zeros, bit_counts, row_starts
 from tersor.kernels.bitmap.ops import bitmap_matmul
 from tersor.kernels.bitmap.packing import dequantize_words, pack_mask, pack_offsets, pack_values
+from tersor.kernels.bitmap.planes import Planes, between_zeros, bit_counts, row_starts
 from tersor.kernels.bitmap.reference import unpack_bits
 from tersor.kernels.gemv.finish import Finish
 

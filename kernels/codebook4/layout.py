@@ -9,22 +9,18 @@ import torch
 from torch import Tensor
 
 from tersor.kernels.checks import (
-    as_rows,
     check_floating,
-    check_indices,
     check_matrix_shape,
-    check_operand,
     check_planes,
-    shaped_like,
 )
-from tersor.kernels.codebook4.form import Form, Planes
 from tersor.kernels.codebook4.pairs import PairsForm
+from tersor.kernels.codebook4.planes import Planes
 from tersor.kernels.codebook4.scales import SCALE_DTYPES
 from tersor.kernels.codebook4.words import WordsForm
 from tersor.kernels.errors import LayoutError
-from tersor.kernels.gemv.finish import Finish, finish_of
+from tersor.kernels.form import Form, FormLayout
 from tersor.kernels.int4.packing import block_words
-from tersor.kernels.layout import Layout, Params, PlaneSpec
+from tersor.kernels.layout import Params, PlaneSpec
 
 # Values of the parameter `scale` -> dtype name of the plane `scales`.
 _SCALE_NAMES = {"bf16": "bf16", "f32": "f32", "e8m0": "u8", "e4m3": "f8_e4m3"}
@@ -32,7 +28,7 @@ _E8M0_NAN = 255
 _WHOLE = {"table", "tensor_scale"}  # planes that all rows share
 
 
-class Codebook4Layout(Layout):
+class Codebook4Layout(FormLayout):
     """w = table[codes] * scales, times `tensor_scale` where scales are e4m3.
 
     Planes: `codes` u4 [N, K], `scales` [N, G], G = ceil(K / group), `table` f32 [16] and, with e4m3
@@ -45,14 +41,6 @@ class Codebook4Layout(Layout):
     """
 
     name: ClassVar[str] = "codebook4"
-
-    def __init__(
-        self, form: Form, shape: tuple[int, int], dtype: torch.dtype, device: torch.device
-    ) -> None:
-        self.shape: tuple[int, int] = shape
-        self.dtype = dtype
-        self.device = device
-        self._form = form
 
     @classmethod
     def plane_specs(
@@ -104,32 +92,6 @@ class Codebook4Layout(Layout):
     ) -> Mapping[str, Tensor]:
         cut = super().rows_of_planes(planes, start, stop, params)
         return {**cut, **{name: planes[name] for name in planes.keys() & _WHOLE}}
-
-    def dense(self, dtype: torch.dtype | None = None) -> Tensor:
-        return self._form.dequantize().to(dtype or self.dtype)
-
-    def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        n, k = self.shape
-        check_operand(x, bias, n=n, k=k, device=self.device)
-        return shaped_like(self._form.matmul(as_rows(x), bias, Finish.SUM), x)
-
-    def partials(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        n, k = self.shape
-        check_operand(x, bias, n=n, k=k, device=self.device)
-        return self._form.matmul(as_rows(x), bias, Finish.PARTIALS)
-
-    def gated(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-        n, k = self.shape
-        check_operand(x, bias, n=n, k=k, device=self.device)
-        return shaped_like(self._form.matmul(as_rows(x), bias, finish_of(activation, n)), x)
-
-    def rows(self, indices: Tensor, dtype: torch.dtype) -> Tensor:
-        check_indices(indices, self.device)
-        return self._form.rows(indices.reshape(-1)).to(dtype).view(*indices.shape, self.shape[1])
-
-    @property
-    def resident_bytes(self) -> int:
-        return self._form.nbytes
 
 
 def _pack(planes: Planes) -> Form:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tersor.kernels.codebook4 import lookup
-from tersor.kernels.codebook4.form import Planes
+from tersor.kernels.codebook4.planes import Planes
 from tersor.kernels.codebook4.reference import scale_values
 from tersor.kernels.cpu import finished, gemm_dtype
 from tersor.kernels.gemv.finish import Finish, finish_product

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tersor.kernels.codebook4.form import Planes
 from tersor.kernels.codebook4.lookup import gpu_lookup, is_mirrored
 from tersor.kernels.codebook4.ops import codebook4_matmul, dequantize_words
+from tersor.kernels.codebook4.planes import Planes
 from tersor.kernels.codebook4.scales import ScaleGrid
 from tersor.kernels.gemv.finish import Finish
 from tersor.kernels.int4.packing import pack_words

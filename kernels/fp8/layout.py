@@ -9,24 +9,22 @@ import torch
 from torch import Tensor
 
 from tersor.kernels.checks import (
-    as_rows,
     check_floating,
     check_indices,
     check_matrix_shape,
-    check_operand,
     check_planes,
-    shaped_like,
 )
 from tersor.kernels.fp8.decode import LOWERED, dequantize, widen
 from tersor.kernels.fp8.ops import fp8_matmul
 from tersor.kernels.fp8.packing import check_codes, pack
 from tersor.kernels.fp8.params import Fp8Params
 from tersor.kernels.fp8.reference import BLOCK
-from tersor.kernels.gemv.finish import Finish, finish_of
-from tersor.kernels.layout import Layout, Params, PlaneSpec
+from tersor.kernels.gemv.finish import Finish
+from tersor.kernels.layout import Params, PlaneSpec
+from tersor.kernels.matrix import MatrixLayout
 
 
-class Fp8Layout(Layout):
+class Fp8Layout(MatrixLayout):
     """w = codes * scale: planes `codes` f8_e4m3 [N, K] and `scales` f32.
 
     Parameters: `block`, 0 (`scales` is [N]) or 128 (a scale for 128 x 128 weights, `scales` is
@@ -100,15 +98,6 @@ class Fp8Layout(Layout):
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
         return dequantize(self._codes, self._scales, self.shape[1]).to(dtype or self.dtype)
 
-    def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        return shaped_like(self._multiply(x, bias, Finish.SUM), x)
-
-    def partials(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        return self._multiply(x, bias, Finish.PARTIALS)
-
-    def gated(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-        return shaped_like(self._multiply(x, bias, finish_of(activation, self.shape[0])), x)
-
     def rows(self, indices: Tensor, dtype: torch.dtype) -> Tensor:
         check_indices(indices, self.device)
         k = self.shape[1]
@@ -123,10 +112,8 @@ class Fp8Layout(Layout):
         return self._codes.nbytes + self._scales.nbytes
 
     def _multiply(self, x: Tensor, bias: Tensor | None, finish: Finish) -> Tensor:
-        n, k = self.shape
-        check_operand(x, bias, n=n, k=k, device=self.device)
         return fp8_matmul(
-            as_rows(x),
+            x,
             self._codes,
             self._scales,
             bias,

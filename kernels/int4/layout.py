@@ -13,9 +13,9 @@ from tersor.kernels.checks import check_floating, check_matrix_shape, check_plan
 from tersor.kernels.errors import LayoutError
 from tersor.kernels.form import Form, FormLayout
 from tersor.kernels.int4 import cpu
-from tersor.kernels.int4.form import Planes
 from tersor.kernels.int4.nibbles import NibblesForm
 from tersor.kernels.int4.packing import block_words
+from tersor.kernels.int4.planes import Planes
 from tersor.kernels.int4.tiles import TilesForm
 from tersor.kernels.int4.words import WordsForm
 from tersor.kernels.layout import Params, PlaneSpec

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from tersor.kernels.cpu import finished, gemm_dtype
 from tersor.kernels.gemv.finish import Finish, finish_product
 from tersor.kernels.int4 import reference
-from tersor.kernels.int4.form import Planes
+from tersor.kernels.int4.planes import Planes
 
 ROWS_AT_A_TIME = 1024  # bounds the decoded copy; on a GPU one launch is worth this much work
 

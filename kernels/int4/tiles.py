@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from tersor.kernels.gemv.finish import Finish, finish_product
 from tersor.kernels.int4 import cpu
-from tersor.kernels.int4.form import Planes
 from tersor.kernels.int4.ops import int4_matmul_tiles
+from tersor.kernels.int4.planes import Planes
 
 ROWS_TO_PACK = 512  # torch packs from int32: in blocks, so that loading needs no 8-fold copy
 

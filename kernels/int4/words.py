@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from tersor.kernels.gemv.finish import Finish
-from tersor.kernels.int4.form import Planes
 from tersor.kernels.int4.ops import int4_matmul_words
 from tersor.kernels.int4.packing import dequantize_words, pack_scales, pack_words
+from tersor.kernels.int4.planes import Planes
 from tersor.kernels.interleave import interleave
 from tersor.kernels.outliers.rows import add_rows
 from tersor.kernels.outliers.slices import SlicedOutliers

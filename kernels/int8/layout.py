@@ -9,24 +9,22 @@ import torch
 from torch import Tensor
 
 from tersor.kernels.checks import (
-    as_rows,
     check_floating,
     check_indices,
     check_matrix_shape,
-    check_operand,
     check_planes,
-    shaped_like,
 )
-from tersor.kernels.gemv.finish import Finish, finish_of
+from tersor.kernels.gemv.finish import Finish
 from tersor.kernels.int8 import reference
 from tersor.kernels.int8.ops import int8_matmul
 from tersor.kernels.int8.packing import pack
 from tersor.kernels.int8.params import Int8Params
 from tersor.kernels.int8.w8a8.ops import int8_matmul_w8a8
-from tersor.kernels.layout import Layout, Params, PlaneSpec
+from tersor.kernels.layout import Params, PlaneSpec
+from tersor.kernels.matrix import MatrixLayout
 
 
-class Int8Layout(Layout):
+class Int8Layout(MatrixLayout):
     """w = codes * scales: planes `codes` i8 [N, K] and `scales` bf16 [N].
 
     Parameters, both optional: `step` = "tensor" (`scales` is [1]: one for the whole weight) and
@@ -54,7 +52,7 @@ class Int8Layout(Layout):
         self.device = codes.device
         self._codes = codes  # [N, Kp]
         self._scales = scales  # [N]
-        self._multiply = int8_matmul_w8a8 if int8_activations else int8_matmul
+        self._operator = int8_matmul_w8a8 if int8_activations else int8_matmul
 
     @classmethod
     def plane_specs(
@@ -98,22 +96,6 @@ class Int8Layout(Layout):
             dtype or self.dtype
         )
 
-    def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        n, k = self.shape
-        check_operand(x, bias, n=n, k=k, device=self.device)
-        return shaped_like(self._multiply(as_rows(x), self._codes, self._scales, bias), x)
-
-    def partials(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        n, k = self.shape
-        check_operand(x, bias, n=n, k=k, device=self.device)
-        return self._multiply(as_rows(x), self._codes, self._scales, bias, Finish.PARTIALS)
-
-    def gated(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-        n, k = self.shape
-        check_operand(x, bias, n=n, k=k, device=self.device)
-        finish = finish_of(activation, n)
-        return shaped_like(self._multiply(as_rows(x), self._codes, self._scales, bias, finish), x)
-
     def rows(self, indices: Tensor, dtype: torch.dtype) -> Tensor:
         check_indices(indices, self.device)
         codes = self._codes[indices, : self.shape[1]].to(torch.float32)
@@ -122,3 +104,6 @@ class Int8Layout(Layout):
     @property
     def resident_bytes(self) -> int:
         return self._codes.nbytes + self._scales.nbytes
+
+    def _multiply(self, x: Tensor, bias: Tensor | None, finish: Finish) -> Tensor:
+        return self._operator(x, self._codes, self._scales, bias, finish)

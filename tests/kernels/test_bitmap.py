@@ -8,8 +8,8 @@ from poison import poisoned_memory
 from torch import Tensor
 
 from tersor.kernels.bitmap import BitmapLayout
-from tersor.kernels.bitmap.form import bit_counts
 from tersor.kernels.bitmap.packing import pack_mask, unpack_mask
+from tersor.kernels.bitmap.planes import bit_counts
 from tersor.kernels.bitmap.reference import pack_bits, unpack_bits
 from tersor.kernels.errors import LayoutError
 from tersor.kernels.gated import gated

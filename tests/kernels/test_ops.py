@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tersor.kernels.gemv import Finish
 from tersor.kernels.int4 import Int4Layout, cpu
-from tersor.kernels.int4.form import Planes
+from tersor.kernels.int4.planes import Planes
 from tersor.kernels.int4.tiles import TilesForm
 from tersor.kernels.int4.words import WordsForm
 from tersor.kernels.int6.forms import WordsForm as Int6Words

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tersor.kernels.bitmap import reference
-from tersor.kernels.bitmap.form import Planes
+from tersor.kernels.bitmap.planes import Planes
 from tersor.kernels.bitmap.triton import Weight
 from tersor.kernels.bitmap.words import WordsForm
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from tersor.kernels.codebook4 import reference
-from tersor.kernels.codebook4.form import Planes
 from tersor.kernels.codebook4.lookup import gpu_lookup, is_mirrored
+from tersor.kernels.codebook4.planes import Planes
 from tersor.kernels.codebook4.scales import ScaleGrid
 from tersor.kernels.codebook4.triton import Weight
 from tersor.kernels.int4.packing import pack_words

@@ -1,45 +1,21 @@
-"""The forms in which a bitmap weight can be resident, chosen by device."""
+"""The canonical planes of a bitmap weight, and the bits that every resident form counts."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from tersor.kernels.gemv.finish import Finish
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planes:
-    """The canonical planes of one weight [N, k], checked: what every form is packed from."""
+    """The canonical planes of one weight [N, k], checked."""
 
     k: int
     bitmap: Tensor  # uint8 [N, ceil(k / 8)], zero beyond k
     values: Tensor  # [nonzeros], in row-major order
     scales: Tensor | None  # bf16 [N]
-
-
-class Form(Protocol):
-    """A packed bitmap weight on its device. Immutable."""
-
-    def matmul(self, x: Tensor, bias: Tensor | None, finish: Finish) -> Tensor:
-        """Multiplies x [M, K] contiguous, fp32 or bf16: what `finish` says."""
-        ...
-
-    def dequantize(self) -> Tensor:
-        """The weight in float32 [N, K]."""
-        ...
-
-    def rows(self, indices: Tensor) -> Tensor:
-        """Rows of the weight: indices int64 [T] -> float32 [T, K]."""
-        ...
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes resident."""
-        ...
 
 
 def bit_counts(bitmap: Tensor) -> Tensor:
