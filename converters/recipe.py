@@ -18,7 +18,7 @@ from tersor.converters.recipe_file import parse_prune_argument, parse_recipe
 from tersor.converters.sources.base import Kind, PlannedTensor
 
 _FOLDER = Path(__file__).parent / "recipes"
-_SHIPPED = ("float12", "fp8", "int4", "int8", "lossless", "mxfp4", "nf4", "pow2", "w8a8")
+_SHIPPED = ("float12", "fp8", "int4", "int6", "int8", "lossless", "mxfp4", "nf4", "pow2", "w8a8")
 
 _LAYOUTS = dict.fromkeys(("nf4", "mxfp4", "nvfp4", "pow2"), "codebook4")  # others are their methods
 

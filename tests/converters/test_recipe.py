@@ -32,11 +32,11 @@ def layouts_of(recipe_name: str) -> list[str | None]:
 
 
 def test_shipped_recipes() -> None:
-    names = ("float12", "fp8", "int4", "int8", "lossless", "mxfp4", "nf4", "pow2", "w8a8")
-    assert recipe_names() == names
+    names = "float12 fp8 int4 int6 int8 lossless mxfp4 nf4 pow2 w8a8"
+    assert list(recipe_names()) == names.split()
     assert layouts_of("lossless") == [None, None, None, None]
     assert layouts_of("int8") == ["int8", "int8", "int8", None]
-    for name in ("int4", "nf4", "mxfp4", "pow2"):
+    for name in ("int4", "int6", "nf4", "mxfp4", "pow2"):
         assert layouts_of(name) == ["int8", "int8", name, None]
     assert layouts_of("fp8") == ["fp8", "fp8", "fp8", None]
     assert layouts_of("w8a8") == ["int8", "int8", "int8", None]
