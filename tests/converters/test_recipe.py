@@ -209,7 +209,7 @@ def test_a_wrong_file_names_key_value_and_what_is_allowed(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("int5", "no recipe 'int5'; expected float12, fp8, int4, int8, lossless, mxfp4"),
+        ("int5", "no recipe 'int5'; expected float12, fp8, int4, int6, int8, lossless, mxfp4"),
         ("missing.toml", "cannot be read"),
         ("some/folder", "cannot be read"),
     ],
