@@ -4,11 +4,35 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
+if TYPE_CHECKING:
+    from xdist.scheduler import LoadScopeScheduling
+
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling | None:
+    """Keeps the tests of a module on one worker, where they share fixtures, but for two kinds.
+
+    Compiling a kernel and running a file of cases under the interpreter take seconds to a minute
+    and share nothing: one by one they even out what the workers have to do.
+    """
+    if config.getvalue("dist") != "loadscope":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
+        def _split_scope(self, nodeid: str) -> str:
+            alone = "kernels/aot/" in nodeid or "test_triton_interpreted.py" in nodeid
+            scope: str = nodeid if alone else super()._split_scope(nodeid)
+            return scope
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
