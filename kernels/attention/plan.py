@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tersor.kernels.attention.quantize import quantize_kv
 from tersor.kernels.attention.scoring import Scoring
 from tersor.kernels.attention.sequences import SequenceAttention
 from tersor.kernels.attention.spans import Span, check_spans
 from tersor.kernels.attention.tables import Tables, slots
 from tersor.kernels.checks import ACTIVATION_DTYPES, check_tensor
 from tersor.kernels.errors import LayoutError
+from tersor.kernels.rotary import Heads, rotate_store
 
 if TYPE_CHECKING:
     from tersor.kernels.attention.launch import KernelPass
@@ -73,28 +73,45 @@ class AttentionPlan:
         else:
             self.slots = torch.tensor(slots(spans, page_tokens), device=device)
 
-    def store(
-        self, cache: Tensor, k: Tensor, v: Tensor, *, kv_scales: Tensor | None = None
-    ) -> None:
-        """Writes k, v [T, num_kv_heads, head_dim] of the pass into one layer's `cache`.
+    def attend_heads(
+        self,
+        heads: Heads,
+        cache: Tensor,
+        *,
+        scale: float,
+        window: int | None,
+        soft_cap: float | None = None,
+        sinks: Tensor | None = None,
+        kv_scales: Tensor | None = None,
+    ) -> Tensor:
+        """Stores keys and values of `heads` in `cache` and attends their queries to it.
+
+        To the same bits as `rotate_store` and `attend`, in one launch on a GPU if every span has
+        one token.
+
+        Args:
+            heads: of all tokens of the pass.
+            cache: one layer; changed at `slots`, as are its `kv_scales`.
+            scale: this and what follows: as in `attend`.
+            window: as in `attend`.
+            soft_cap: as in `attend`.
+            sinks: as in `attend`.
+            kv_scales: as in `attend`.
+
+        Returns:
+            [T, num_heads, head_dim] in heads.dtype, contiguous.
 
         Raises:
             LayoutError: an operand does not fit the plan.
         """
-        self._check_cache(cache, kv_scales)
-        self._check_stored("k", k, cache)
-        self._check_stored("v", v, cache)
-        if self._kernels is not None:
-            self._kernels.store(cache, kv_scales, _dense_heads(k), _dense_heads(v))
-            return
-        if kv_scales is not None:
-            both, scales = quantize_kv(torch.stack((k, v), dim=1))  # [T, 2, kv_heads, head_dim]
-            cache.flatten(0, 1).index_copy_(0, self.slots, both)
-            kv_scales.flatten(0, 1).index_copy_(0, self.slots, scales)
-            return
-        flat = cache.view(-1, *cache.shape[2:])  # [slots, 2, kv_heads, head_dim]
-        flat.select(1, 0).index_copy_(0, self.slots, k.to(cache.dtype))
-        flat.select(1, 1).index_copy_(0, self.slots, v.to(cache.dtype))
+        self._check_heads(heads, cache, kv_scales)
+        if self._kernels is not None and self._kernels.makes_heads(heads):
+            scoring = self._scoring(heads.num_heads, cache.device, scale, window, soft_cap, sinks)
+            return self._kernels.attend_heads(heads, cache, kv_scales, scoring)
+        return self.attend(
+            rotate_store(heads, self.slots, cache, kv_scales), cache, scale=scale, window=window,
+            soft_cap=soft_cap, sinks=sinks, kv_scales=kv_scales,
+        )  # fmt: skip
 
     def attend(
         self,
@@ -125,7 +142,7 @@ class AttentionPlan:
             LayoutError: an operand does not fit the plan.
         """
         self._check(q, cache, kv_scales)
-        scoring = self._scoring(q, scale, window, soft_cap, sinks)
+        scoring = self._scoring(q.shape[1], q.device, scale, window, soft_cap, sinks)
         if self._kernels is not None:
             return self._kernels.attend(_dense_heads(q), cache, kv_scales, scoring)
         heads = q.view(q.shape[0], cache.shape[3], -1, q.shape[2])  # [T, kv_heads, share, head_dim]
@@ -155,7 +172,8 @@ class AttentionPlan:
 
     def _scoring(
         self,
-        q: Tensor,
+        num_heads: int,
+        device: torch.device,
         scale: float,
         window: int | None,
         soft_cap: float | None,
@@ -165,23 +183,21 @@ class AttentionPlan:
         known = self._scorings.get((scale, window, soft_cap)) if sinks is None else None
         if known is None:
             known = Scoring(scale=scale, window=window, soft_cap=soft_cap, sinks=sinks)
-            known.check(q.shape[1], q.device)
+            known.check(num_heads, device)
             if sinks is None:
                 self._scorings[scale, window, soft_cap] = known
         return known
 
-    def _check_stored(self, name: str, x: Tensor, cache: Tensor) -> None:
-        # Called for every layer: what is right must not pay for the message about what is wrong.
-        shape = (self._tokens, *cache.shape[3:])
-        if x.shape != shape or x.dtype not in ACTIVATION_DTYPES or x.device != cache.device:
-            check_tensor(
-                name,
-                x,
-                shape=shape,
-                dtypes=ACTIVATION_DTYPES,
-                device=cache.device,
-                contiguous=False,
+    def _check_heads(self, heads: Heads, cache: Tensor, kv_scales: Tensor | None) -> None:
+        self._check_cache(cache, kv_scales)
+        tokens, kv_heads = heads.qkv.shape[1], heads.num_kv_heads
+        if tokens != self._tokens or kv_heads != cache.shape[3] or heads.num_heads % kv_heads:
+            raise LayoutError(
+                f"{heads.num_heads} heads and {kv_heads} kv heads of {tokens} tokens do not fit "
+                f"cache {list(cache.shape)} in a pass of {self._tokens} tokens"
             )
+        if heads.qkv.device != cache.device:
+            raise LayoutError(f"heads are on {heads.qkv.device}, the cache on {cache.device}")
 
     def _check_cache(self, cache: Tensor, kv_scales: Tensor | None) -> None:
         if (
@@ -189,7 +205,7 @@ class AttentionPlan:
             and cache is self._checked[0]
             and kv_scales is self._checked[1]
         ):
-            return  # `store` has just seen them
+            return  # `attend_heads` has just seen them
         if cache.dim() != 5 or cache.shape[1:3] != (self._page_tokens, 2):
             raise LayoutError(
                 f"cache is {list(cache.shape)}, expected "

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tersor.kernels.attention.quantize import dequantize_kv
 from tersor.kernels.attention.spans import Span, check_spans
+from tersor.kernels.rotary.quantize import dequantize_kv
 
 
 def paged_attention_reference(

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tersor.kernels.attention.quantize import dequantize_kv
 from tersor.kernels.attention.scoring import Scoring
 from tersor.kernels.attention.spans import Span
+from tersor.kernels.rotary.quantize import dequantize_kv
 
 
 class SequenceAttention:

@@ -136,9 +136,9 @@ def check_device(device: torch.device) -> None:
         raise LayoutError("Triton kernels need operands on a GPU, got cpu; use the CPU path there")
 
 
-def register_options(device: torch.device) -> dict[str, int]:
+def register_options(device: torch.device, most: int = MAX_REGISTERS) -> dict[str, int]:
     """Launch options that bound registers: NVIDIA's alone (see MAX_REGISTERS)."""
-    return {"maxnreg": MAX_REGISTERS} if has_inline_asm(device) else {}
+    return {"maxnreg": most} if has_inline_asm(device) else {}
 
 
 def has_inline_asm(device: torch.device) -> bool:

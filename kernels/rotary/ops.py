@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tersor.kernels.attention.quantize import quantize_kv
 from tersor.kernels.rotary.heads import Heads, Rotation
+from tersor.kernels.rotary.quantize import quantize_kv
 
 LIBRARY = torch.library.Library("tersor", "FRAGMENT")
 LIBRARY.define(

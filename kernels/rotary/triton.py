@@ -1,6 +1,7 @@
-"""Triton kernel between the qkv product and attention: one program a token and head.
+"""Triton kernel between the qkv product and attention, and what it shares with decoding.
 
-A head is held as its two halves, because a rotation turns the pairs (i, i + head_dim / 2).
+The kernel has a program for each token and head. Where every sequence has one token, attention
+makes the same heads itself, from the same functions and to the same bits (`attention.decode`).
 """
 
 from __future__ import annotations
@@ -10,134 +11,110 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tersor.kernels.attention import quantize
 from tersor.kernels.checks import ACTIVATION_DTYPES, check_tensor
 from tersor.kernels.errors import LayoutError
 from tersor.kernels.gemv.triton import check_device, load_partials
+from tersor.kernels.rotary import quantize
 
 SMALLEST = tl.constexpr(quantize.SMALLEST)
 
 
 @triton.jit
-def load_halves(pointer, HEAD_DIM: tl.constexpr, HALF: tl.constexpr):
-    """Both halves, float32 [HALF], of the vector [HEAD_DIM] at `pointer`, zero beyond its end."""
-    lane = tl.arange(0, HALF)
-    inside = lane < HEAD_DIM // 2
-    first = tl.load(pointer + lane, mask=inside, other=0.0).to(tl.float32)
-    second = tl.load(pointer + HEAD_DIM // 2 + lane, mask=inside, other=0.0).to(tl.float32)
-    return first, second
+def row_sums(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Sums [ROWS, 1] over the columns of x, with the same bits in every kernel.
+
+    Halves are added up, then their halves: the order in which `tl.sum` adds more than two numbers
+    depends on how a tile lies over threads.
+    """
+    for step in tl.static_range(31):
+        if COLUMNS >> step > 1:
+            x = tl.sum(x.reshape(ROWS, 2, COLUMNS >> (step + 1)), 1)
+    return x
 
 
 @triton.jit
-def store_halves(pointer, first, second, HEAD_DIM: tl.constexpr, HALF: tl.constexpr):
-    """Writes both halves of a vector [HEAD_DIM] to `pointer`, in its dtype."""
-    lane = tl.arange(0, HALF)
-    inside = lane < HEAD_DIM // 2
-    dtype = pointer.dtype.element_ty
-    tl.store(pointer + lane, first.to(dtype), mask=inside)
-    tl.store(pointer + HEAD_DIM // 2 + lane, second.to(dtype), mask=inside)
-
-
-@triton.jit
-def load_head(
-    qkv_ptr,  # [SPLITS, tokens, (heads + 2 * kv_heads) * HEAD_DIM]
+def load_heads(
+    qkv_ptr,  # [SPLITS, tokens, width]
     cos_ptr,  # [tokens, table_stride], its first HEAD_DIM columns; both halves the same
     sin_ptr,  # as cos_ptr; the first half negated
-    q_gain_ptr,  # [HEAD_DIM], read if NORM
-    k_gain_ptr,
+    gain_ptr,  # [HEAD_DIM], read if NORM
     token,  # int64
-    head,  # of queries, then keys, then values
+    head,  # int32 [ROWS], of queries, then keys, then values
     tokens,
-    heads,
-    kv_heads,
+    width,  # of a row of qkv: all heads
+    rotated,  # heads from here on are values, which stay as they are
     table_stride,
     eps,
     SPLITS: tl.constexpr,
     NORM: tl.constexpr,
     HEAD_DIM: tl.constexpr,
-    HALF: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
-    """Both halves, float32 [HALF], of one head: added up, normalized and rotated if it is to be."""
-    width = (heads + 2 * kv_heads) * HEAD_DIM
+    """Heads of one token, float32 [ROWS, COLUMNS]: added up, normalized and rotated.
+
+    A rotation turns the pairs (i, i + HEAD_DIM / 2), so a column's partner is loaded beside it;
+    by then its line is in the L1.
+    """
+    column = tl.arange(0, COLUMNS)[None, :]
+    partner = (column + HEAD_DIM // 2) % HEAD_DIM
+    inside = column < HEAD_DIM
+    turns = (head < rotated)[:, None]
+    heads_ptr = qkv_ptr + token * width + head[:, None] * HEAD_DIM
     stride = tokens.to(tl.int64) * width
-    lane = tl.arange(0, HALF)
-    inside = lane < HEAD_DIM // 2
-    pointers = qkv_ptr + token * width + head * HEAD_DIM + lane
-    first = load_partials(pointers, stride, inside, SPLITS)
-    second = load_partials(pointers + HEAD_DIM // 2, stride, inside, SPLITS)
-    if head < heads + kv_heads:  # values stay as they are
-        if NORM:
-            if head < heads:
-                gain, other_gain = load_halves(q_gain_ptr, HEAD_DIM, HALF)
-            else:
-                gain, other_gain = load_halves(k_gain_ptr, HEAD_DIM, HALF)
-            mean = tl.sum(first * first + second * second, axis=0) / HEAD_DIM
-            scale = tl.rsqrt(mean + eps)
-            first = first * scale * gain
-            second = second * scale * other_gain
-        cos = tl.load(cos_ptr + token * table_stride + lane, mask=inside, other=0.0)
-        sin_ptrs = sin_ptr + token * table_stride + HEAD_DIM // 2 + lane
-        sin = tl.load(sin_ptrs, mask=inside, other=0.0).to(tl.float32)
-        cos = cos.to(tl.float32)
-        turned = first * cos - second * sin
-        second = second * cos + first * sin
-        first = turned
-    return first, second
+    whole = load_partials(heads_ptr + column, stride, inside, SPLITS)
+    other = load_partials(heads_ptr + partner, stride, inside & turns, SPLITS)
+    x = whole
+    if NORM:
+        # A product of its own, which no compiler makes one operation of with the first addition.
+        squares = tl.fma(x, x, tl.zeros_like(x))
+        scale = tl.rsqrt(row_sums(squares, ROWS, COLUMNS) / HEAD_DIM + eps)
+        gain = tl.load(gain_ptr + column, mask=inside, other=0.0).to(tl.float32)
+        x = x * scale * gain
+        gain = tl.load(gain_ptr + partner, mask=inside, other=0.0).to(tl.float32)
+        other = other * scale * gain
+    table = token * table_stride + column
+    cos = tl.load(cos_ptr + table, mask=inside, other=0.0).to(tl.float32)
+    sin = tl.load(sin_ptr + table, mask=inside, other=0.0).to(tl.float32)
+    return tl.where(turns, x * cos + other * sin, whole)
+
+
+@triton.jit
+def store_rows(pointers, x, HEAD_DIM: tl.constexpr, COLUMNS: tl.constexpr):
+    """Writes x [ROWS, COLUMNS] to vectors [HEAD_DIM] at `pointers` [ROWS], in their dtype."""
+    column = tl.arange(0, COLUMNS)[None, :]
+    inside = column < HEAD_DIM
+    tl.store(pointers[:, None] + column, x.to(pointers.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def store_kv(
     cache_ptr,  # [slots, 2, kv_heads, HEAD_DIM]
-    slot,  # int64
-    kv_head,  # of keys, then values: 0 … 2 * kv_heads - 1
-    kv_heads,
-    first,
-    second,
+    scales_ptr,  # float32 [slots, 2, kv_heads], written if QUANTIZED
+    at,  # int64 [ROWS], places in the first three dimensions, counted
+    x,  # float32 [ROWS, COLUMNS]
+    QUANTIZED: tl.constexpr,  # the cache holds int8 codes
     HEAD_DIM: tl.constexpr,
-    HALF: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
-    """Writes a key or value head to its place in the cache."""
-    pointer = cache_ptr + (slot * 2 * kv_heads + kv_head) * HEAD_DIM
-    store_halves(pointer, first, second, HEAD_DIM, HALF)
-
-
-@triton.jit
-def rounded_codes(x, inverse):
-    """The nearest integers to x * inverse, ties to even, and 0 for NaN."""
-    # 1.5 * 2^23 leaves no bits for a fraction.
-    codes = (x * inverse + 12582912.0) - 12582912.0
-    return tl.where(codes == codes, codes, 0.0)
-
-
-@triton.jit
-def store_kv_codes(
-    cache_ptr,  # int8 [slots, 2, kv_heads, HEAD_DIM]
-    scales_ptr,  # float32 [slots, 2, kv_heads]
-    slot,  # this and what follows: as in `store_kv`
-    kv_head,
-    kv_heads,
-    first,
-    second,
-    HEAD_DIM: tl.constexpr,
-    HALF: tl.constexpr,
-):
-    """Writes a key or value head and its scale, as `attention.quantize.quantize_kv` makes them."""
-    at = slot * 2 * kv_heads + kv_head
-    largest = tl.maximum(tl.max(tl.abs(first), axis=0), tl.max(tl.abs(second), axis=0))
-    inverse = tl.div_rn(127.0, tl.maximum(largest, SMALLEST))
-    # The sum is 0, or NaN where a number is not finite: then the scale is, and all it scales.
-    scale = largest * (1.0 / 127.0) + tl.sum(first * 0.0 + second * 0.0, axis=0)
-    tl.store(scales_ptr + at, scale)
-    first, second = rounded_codes(first, inverse), rounded_codes(second, inverse)
-    store_halves(cache_ptr + at * HEAD_DIM, first, second, HEAD_DIM, HALF)
+    """Writes keys or values to their places, as codes and scales as `quantize_kv` makes them."""
+    if QUANTIZED:
+        largest = tl.max(tl.abs(x), 1)
+        inverse = tl.div_rn(127.0, tl.maximum(largest, SMALLEST))
+        # The sum is 0, or NaN where a number is not finite: then the scale is, and all it scales.
+        tl.store(scales_ptr + at, largest * (1.0 / 127.0) + tl.sum(x * 0.0, 1))
+        # 1.5 * 2^23 leaves no bits for a fraction: the nearest integer, ties to even.
+        codes = (x * inverse[:, None] + 12582912.0) - 12582912.0
+        x = tl.where(codes == codes, codes, 0.0)  # 0 for NaN
+    store_rows(cache_ptr + at * HEAD_DIM, x, HEAD_DIM, COLUMNS)
 
 
 @triton.jit(do_not_specialize=["tokens"])
 def rotate_store_kernel(
-    qkv_ptr,  # this and what follows to k_gain_ptr: as in `load_head`
-    cos_ptr,
+    qkv_ptr,  # [SPLITS, tokens, (heads + 2 * kv_heads) * HEAD_DIM]
+    cos_ptr,  # this and the next: as in `load_heads`
     sin_ptr,
-    q_gain_ptr,
+    q_gain_ptr,  # [HEAD_DIM], read if NORM
     k_gain_ptr,
     slots_ptr,  # int64 [tokens]
     q_ptr,  # out: [tokens, heads, HEAD_DIM]
@@ -152,26 +129,23 @@ def rotate_store_kernel(
     NORM: tl.constexpr,
     QUANTIZED: tl.constexpr,  # the cache holds int8 codes
     HEAD_DIM: tl.constexpr,
-    HALF: tl.constexpr,  # power of two >= HEAD_DIM / 2
+    COLUMNS: tl.constexpr,  # power of two >= HEAD_DIM
 ):
     """Queries to q, keys and values to their slots. Grid: (tokens, heads + 2 * kv_heads)."""
     token = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1)
-    first, second = load_head(
-        qkv_ptr, cos_ptr, sin_ptr, q_gain_ptr, k_gain_ptr, token, head, tokens, heads, kv_heads,
-        table_stride, eps, SPLITS, NORM, HEAD_DIM, HALF,
+    head = tl.program_id(1) + tl.arange(0, 1)
+    gain_ptr = q_gain_ptr
+    if tl.program_id(1) >= heads:
+        gain_ptr = k_gain_ptr
+    x = load_heads(
+        qkv_ptr, cos_ptr, sin_ptr, gain_ptr, token, head, tokens, (heads + 2 * kv_heads) * HEAD_DIM,
+        heads + kv_heads, table_stride, eps, SPLITS, NORM, HEAD_DIM, 1, COLUMNS,
     )  # fmt: skip
-    if head < heads:
-        store_halves(q_ptr + (token * heads + head) * HEAD_DIM, first, second, HEAD_DIM, HALF)
+    if tl.program_id(1) < heads:
+        store_rows(q_ptr + (token * heads + head) * HEAD_DIM, x, HEAD_DIM, COLUMNS)
     else:
-        slot = tl.load(slots_ptr + token)
-        kv_head = head - heads
-        if QUANTIZED:
-            store_kv_codes(
-                cache_ptr, scales_ptr, slot, kv_head, kv_heads, first, second, HEAD_DIM, HALF
-            )
-        else:
-            store_kv(cache_ptr, slot, kv_head, kv_heads, first, second, HEAD_DIM, HALF)
+        at = tl.load(slots_ptr + token) * 2 * kv_heads + head - heads
+        store_kv(cache_ptr, scales_ptr, at, x, QUANTIZED, HEAD_DIM, COLUMNS)
 
 
 def rotate_store(
@@ -196,8 +170,9 @@ def rotate_store(
             "kv_scales", kv_scales, shape=tuple(cache.shape[:-1]), dtypes=(torch.float32,),
             device=qkv.device,
         )  # fmt: skip
-    check_heads(qkv, cos, sin, q_gain, k_gain, slots, num_heads, kv_heads, head_dim)
+    check_heads(qkv, cos, sin, q_gain, k_gain, num_heads, kv_heads, head_dim)
     tokens = qkv.shape[1]
+    check_tensor("slots", slots, shape=(tokens,), dtypes=(torch.int64,), device=qkv.device)
     q = torch.empty(tokens, num_heads, head_dim, dtype=cos.dtype, device=qkv.device)
     if tokens:
         rotate_store_kernel[(tokens, num_heads + 2 * kv_heads)](
@@ -219,7 +194,7 @@ def rotate_store(
             NORM=q_gain is not None,
             QUANTIZED=kv_scales is not None,
             HEAD_DIM=head_dim,
-            HALF=triton.next_power_of_2(head_dim // 2),
+            COLUMNS=triton.next_power_of_2(head_dim),
             num_warps=1,
         )
     return q
@@ -231,12 +206,11 @@ def check_heads(
     sin: Tensor,
     q_gain: Tensor | None,
     k_gain: Tensor | None,
-    slots: Tensor,
     num_heads: int,
     kv_heads: int,
     head_dim: int,
 ) -> None:
-    """Raises LayoutError unless these are what `load_head` and a store by slot rely on."""
+    """Raises LayoutError unless these are what `load_heads` relies on."""
     device = qkv.device
     check_device(device)
     if head_dim % 2:
@@ -259,4 +233,3 @@ def check_heads(
     if q_gain is not None and k_gain is not None:
         check_tensor("q_gain", q_gain, shape=(head_dim,), device=device)
         check_tensor("k_gain", k_gain, shape=(head_dim,), dtypes=(q_gain.dtype,), device=device)
-    check_tensor("slots", slots, shape=(tokens,), dtypes=(torch.int64,), device=device)

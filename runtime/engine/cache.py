@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tersor.bundle.program import DecoderProgram
 from tersor.kernels.attention import SCALE_BYTES, AttentionPlan, Span
-from tersor.kernels.rotary import Heads, rotate_store
+from tersor.kernels.rotary import Heads
 from tersor.models.contracts import AttentionState
 from tersor.runtime.config import KVCacheDtype
 from tersor.runtime.engine.pages import PagePool, PageTable
@@ -114,5 +114,6 @@ class PagedAttention(AttentionState):
 
     def attend(self, layer: int, heads: Heads, *, scale: float, window: int | None) -> Tensor:
         cache, kv_scales = self._layers[layer], self._scales[layer]
-        q = rotate_store(heads, self._plan.slots, cache, kv_scales)
-        return self._plan.attend(q, cache, scale=scale, window=window, kv_scales=kv_scales)
+        return self._plan.attend_heads(
+            heads, cache, scale=scale, window=window, kv_scales=kv_scales
+        )

@@ -172,23 +172,6 @@ def test_what_lies_behind_the_context_is_not_read() -> None:
     assert torch.equal(clean, dirty)
 
 
-def test_store_writes_its_own_tokens_only() -> None:
-    heads = Heads()
-    cache = _cache(heads)
-    before = cache.clone()
-    spans = [_span(2, 1, 7), _span(20, 3, 6, scattered=True)]
-    shape = (4, heads.kv_heads, heads.head_dim)
-    k = torch.arange(4.0)[:, None, None].expand(shape)
-    _plan(spans).store(cache, k, -k)
-    pages = spans[1].pages
-    slots = [(3, 2), (pages[0], 3), (pages[1], 0), (pages[1], 1)]
-    for value, (page, offset) in enumerate(slots):
-        assert (cache[page, offset, 0] == value).all()
-        assert (cache[page, offset, 1] == -value).all()
-        before[page, offset] = cache[page, offset]
-    assert torch.equal(cache, before)
-
-
 def test_operands_that_do_not_fit() -> None:
     heads, spans = Heads(), [_span(0, 1, 5)]
     q, cache = _queries(spans, heads), _cache(heads)
@@ -215,8 +198,6 @@ def test_operands_that_do_not_fit() -> None:
     ):
         with pytest.raises(LayoutError, match=problem):
             plan.attend(q, cache, scale=SCALE, window=window, soft_cap=cap, sinks=sinks)
-    with pytest.raises(LayoutError, match=r"`k` has shape \[2, 2, 16\], expected \[1, 2, 16\]"):
-        plan.store(cache, cache[0, :2, 0], cache[0, :1, 0])
     with pytest.raises(LayoutError, match="does not fit cache"):
         plan.attend(q[:, :3], cache, scale=SCALE, window=None)
     with pytest.raises(LayoutError, match="5 tokens of context in 1 pages of 4 tokens"):
@@ -266,19 +247,6 @@ def test_cache_may_be_narrower_than_the_activations() -> None:
     got = case.attend()
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, case.expected(), atol=TOLERANCE[torch.float32], rtol=0)
-
-
-def test_store_quantizes_an_int8_cache() -> None:
-    spans = [_span(2, 2, 7)]
-    k, v = torch.randn(2, 2, 3, 16, generator=torch.Generator().manual_seed(3)).unbind(0)
-    cache = torch.zeros(PAGES, PAGE_TOKENS, 2, 3, 16, dtype=torch.int8)
-    scales = torch.zeros(PAGES, PAGE_TOKENS, 2, 3)
-    _plan(spans).store(cache, k, v, kv_scales=scales)
-    stored = dequantize_kv(cache[3], scales[3], torch.float32)[1:3]
-    half_a_step = torch.stack([k, v], dim=1).abs().amax(-1, keepdim=True) / 127 / 2
-    assert ((stored - torch.stack([k, v], dim=1)).abs() <= half_a_step * 1.001).all()
-    assert int(cache.count_nonzero()) <= 2 * 2 * 3 * 16
-    assert int(scales.count_nonzero()) == 2 * 2 * 3
 
 
 def test_quantized_heads_that_are_zero_or_not_finite() -> None:

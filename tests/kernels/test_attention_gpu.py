@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from attention_cases import AttentionCase
+from heads_pass import HeadsPass
 from poison import poisoned_memory
 
-from tersor.kernels.attention import AttentionPlan, Span, launch, quantize_kv
+from tersor.kernels.attention import AttentionPlan, launch
 
 pytestmark = [
     pytest.mark.gpu,
@@ -103,25 +104,45 @@ def test_passes_are_captured_by_a_cuda_graph() -> None:
             assert torch.equal(each, expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize("heads", [(1, 64), (3, 80), (8, 128)])
-def test_store(heads: tuple[int, int], dtype: torch.dtype) -> None:
-    spans = [Span(pages=[3, 1], queries=3, context=7), Span(pages=[4], queries=1, context=1)]
-    plan = AttentionPlan(spans, page_tokens=5, device=GPU)
-    wide = torch.randn(4, 2 * heads[0], heads[1], generator=torch.Generator().manual_seed(1))
-    k, v = wide.to(dtype).to(GPU).split(heads[0], dim=1)
-    both = torch.stack([k, v], dim=1)
-    cache = torch.zeros(6, 5, 2, *heads, dtype=dtype, device=GPU)
-    plan.store(cache, k, v)
-    assert torch.equal(cache.flatten(0, 1)[plan.slots], both)
-    assert int(cache.count_nonzero()) == int(both.count_nonzero())
+DECODING = [(1, 1), (1, 128), (1, 129), (1, 3000), (1, 17)]
 
-    codes = torch.zeros(6, 5, 2, *heads, dtype=torch.int8, device=GPU)
-    scales = torch.zeros(6, 5, 2, heads[0], device=GPU)
-    plan.store(codes, k, v, kv_scales=scales)
-    wanted_codes, wanted_scales = quantize_kv(both)
-    assert torch.equal(codes.flatten(0, 1)[plan.slots], wanted_codes)
-    torch.testing.assert_close(scales.flatten(0, 1)[plan.slots], wanted_scales, rtol=1e-6, atol=0)
+
+@pytest.mark.parametrize("splits", [1, 8])
+@pytest.mark.parametrize("features", FEATURES, ids=str)
+@pytest.mark.parametrize("heads", HEADS[:-1], ids=str)
+def test_decoding_makes_the_heads_that_a_launch_of_its_own_makes(
+    heads: dict[str, Any], features: dict[str, Any], splits: int
+) -> None:
+    case = AttentionCase.random(
+        DECODING, dtype=torch.bfloat16, device="cuda:0", **heads, **features
+    )
+    for norm in (False, True):
+        two, one = (HeadsPass(case, splits=splits, norm=norm) for _ in range(2))
+        with poisoned_memory():
+            expected, got = two.two_launches(), one.one_launch()
+        assert bool(expected.isfinite().all())
+        assert torch.equal(got, expected)
+        for ours, theirs in zip(one.stored(), two.stored(), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_a_program_reads_what_it_has_just_stored(int8: bool) -> None:
+    """Many sequences, many times, over the NaN that their last slots hold."""
+    case = AttentionCase.random(
+        [(1, 1 + 37 * index) for index in range(64)],
+        dtype=torch.bfloat16, int8=int8, head_dim=128, device="cuda:0",
+    )  # fmt: skip
+    expected = HeadsPass(case, splits=4, norm=True).two_launches()
+    for _ in range(100):
+        assert torch.equal(HeadsPass(case, splits=4, norm=True).one_launch(), expected)
+
+
+def test_decoding_one_token_of_one_sequence() -> None:
+    """Sizes of one, which triton makes constants."""
+    case = AttentionCase.random([(1, 1)], kv_heads=1, share=1, window=1, device="cuda:0")
+    two, one = (HeadsPass(case, splits=1, norm=False) for _ in range(2))
+    assert torch.equal(one.one_launch(), two.two_launches())
 
 
 def test_a_cache_may_be_wider_or_narrower_than_the_activations() -> None:

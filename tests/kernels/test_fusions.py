@@ -9,10 +9,10 @@ import torch
 from fusion_cases import EPS, Tolerance, heads, random
 from torch import Tensor
 
-from tersor.kernels.attention.quantize import quantize_kv
 from tersor.kernels.norm import add_rms_norm, rms_norm_rows
 from tersor.kernels.norm import reference as norm_reference
 from tersor.kernels.rotary import rotate_store
+from tersor.kernels.rotary.quantize import quantize_kv
 from tersor.kernels.rotary.reference import split_heads
 
 # A bf16 result is rounded up to four times: product, norm, rotation and their sum; half an ulp is

@@ -8,10 +8,10 @@ from fusion_cases import EPS, Tolerance, heads, moved, random
 from poison import poisoned_memory
 from torch import Tensor
 
-from tersor.kernels.attention.quantize import quantize_kv
 from tersor.kernels.norm import add_rms_norm, rms_norm_rows
 from tersor.kernels.norm import reference as norm_reference
 from tersor.kernels.rotary import rotate_store
+from tersor.kernels.rotary.quantize import quantize_kv
 from tersor.kernels.rotary.reference import split_heads
 
 pytestmark = [

@@ -13,7 +13,7 @@ from torch import Tensor
 from tersor.kernels.dense import DenseLayout
 from tersor.kernels.int8 import Int8Layout
 from tersor.kernels.layout import Layout
-from tersor.kernels.rotary import Heads, rotate_store
+from tersor.kernels.rotary import Heads
 from tersor.models.contracts import AttentionState
 from tersor.models.decoder import DecoderModel, decoder_weights
 from tersor.models.weights import ResidentWeights
@@ -24,7 +24,6 @@ META = torch.device("meta")
 FUSED = {
     "tersor::add_rms_norm": "norm",
     "tersor::rms_norm_rows": "norm",
-    "tersor::rotate_store": "rotate",
     "tersor::int8_matmul": "matmul",
     "aten::mm": "matmul",
     "aten::addmm": "matmul",
@@ -33,21 +32,17 @@ FUSED = {
     "aten::relu": "attention",
 }
 EXPECTED = {
-    "int8": "norm matmul rotate attention matmul norm matmul matmul",
-    "dense": "norm matmul rotate attention matmul norm matmul gated matmul",
+    "int8": "norm matmul attention matmul norm matmul matmul",
+    "dense": "norm matmul attention matmul norm matmul gated matmul",
 }
 
 
 class _OneLaunch(AttentionState):
-    """A paged state whose attention is a single operator."""
-
-    def __init__(self, tokens: int) -> None:
-        self._slots = torch.arange(tokens, device=META)
+    """A paged state of a decoding pass: one launch from the parts of the qkv product on."""
 
     def attend(self, layer: int, heads: Heads, *, scale: float, window: int | None) -> Tensor:
-        head_dim = heads.rotation.cos.shape[-1]
-        cache = torch.empty(4, 16, 2, heads.num_kv_heads, head_dim, dtype=heads.dtype, device=META)
-        return torch.relu(rotate_store(heads, self._slots, cache))
+        shape = (heads.qkv.shape[1], heads.num_heads, heads.rotation.cos.shape[-1])
+        return torch.relu(torch.empty(shape, dtype=heads.dtype, device=META))
 
 
 def _dense(shape: tuple[int, ...]) -> Layout:
@@ -80,7 +75,7 @@ def _pass(
     }
     model = DecoderModel(program, ResidentWeights(weights), device=META, activations=torch.bfloat16)
     tokens = torch.zeros(2, dtype=torch.int64, device=META)
-    attention = _OneLaunch(2)
+    attention = _OneLaunch()
     with Launches() as launches:
         model.forward(tokens, tokens, attention, rows=rows)
     return [FUSED.get(name, name) for name in launches.names]

@@ -19,15 +19,15 @@ from tersor.kernels.attention.triton import (
 
 @triton.jit(do_not_specialize=["spans", "window"])
 def prefill_kernel(
-    q_ptr,  # [T, heads, HEAD_DIM] in the strides below
+    q_ptr,  # [T, heads, HEAD_DIM] in the strides that follow
+    stride_token,  # in elements
+    stride_head,
     kv_ptr,  # [slots, 2, KV_HEADS, HEAD_DIM]
     scales_ptr,  # float32 [slots, 2, KV_HEADS], read if QUANTIZED
     sinks_ptr,  # float32 [heads], read if SINKS
     spans_ptr,  # int32 [spans, FIELDS]
     pages_ptr,  # int32
     out_ptr,  # [T, heads, HEAD_DIM] contiguous
-    stride_token,  # of q, in elements
-    stride_head,
     spans,
     window,
     scale,

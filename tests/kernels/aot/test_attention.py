@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import triton
@@ -10,18 +11,17 @@ from aot import Kernel, budget_tests
 
 from tersor.kernels.attention.config import (
     DECODE_STAGES,
+    MADE_REGISTERS,
     MAX_SEGMENTS,
     MIN_SEGMENT_TOKENS,
     PREFILL_STAGES,
     Tile,
     decode_tile,
-    padded,
     prefill_tile,
 )
-from tersor.kernels.attention.decode.triton import decode_kernel
+from tersor.kernels.attention.decode.triton import decode_heads_kernel, decode_kernel
 from tersor.kernels.attention.launch import at_once
 from tersor.kernels.attention.prefill.triton import prefill_kernel
-from tersor.kernels.attention.store.triton import store_kernel
 from tersor.kernels.gemv.config import MAX_REGISTERS
 
 KV_HEADS = 8
@@ -81,6 +81,32 @@ def _decode(
     )
 
 
+def _decode_heads(
+    share: int = 4,
+    head_dim: int = 128,
+    cache: str = "bf16",
+    *,
+    splits: int = 8,
+    norm: bool = False,
+    use_asm: bool = False,
+) -> Kernel:
+    """Attention that makes its heads from `splits` parts."""
+    plain = _decode(share, head_dim, cache, use_asm=use_asm)
+    types = {name: kind for name, kind in plain.types.items() if name not in ("q_ptr", *STRIDES)}
+    pointers = {"qkv_ptr": "*fp32" if splits > 1 else "*bf16"}
+    pointers |= dict.fromkeys(("cos_ptr", "sin_ptr", "q_gain_ptr", "k_gain_ptr"), "*bf16")
+    scalars = {"tokens": "i32", "table_stride": "i32", "eps": "fp32"}
+    aligned = [name for name in plain.aligned if name in types]
+    return replace(
+        plain,
+        function=decode_heads_kernel,
+        types=types | pointers | scalars,
+        constants={**plain.constants, "SPLITS": splits, "NORM": norm},
+        aligned=(*aligned, *pointers, "table_stride"),
+        options={**plain.options, "maxnreg": MADE_REGISTERS},
+    )
+
+
 def _prefill(
     share: int = 4,
     head_dim: int = 128,
@@ -101,35 +127,21 @@ def _prefill(
     )
 
 
-def _store(cache: str) -> Kernel:
-    pointers = {"k_ptr": "*bf16", "v_ptr": "*bf16", "slots_ptr": "*i64", "kv_ptr": f"*{cache}"}
-    pointers |= {"scales_ptr": "*fp32"}
-    strides = ("k_stride_token", "k_stride_head", "v_stride_token", "v_stride_head")
-    return Kernel(
-        function=store_kernel,
-        types=pointers | dict.fromkeys(strides, "i32"),
-        constants={
-            "QUANTIZED": cache == "i8",
-            "KV_HEADS": KV_HEADS,
-            "HEAD_DIM": 128,
-            "HEADS": KV_HEADS,
-            "COLUMNS": padded(128),
-        },
-        aligned=(*pointers, *strides),
-        options={"num_warps": 4, "num_stages": 3},
-    )
-
-
 KERNELS = {
     "decode": _decode(),
     "decode_int8": _decode(cache="i8", use_asm=True),
     "decode_int8_portable": _decode(cache="i8"),
     "decode_share8_64_extras": _decode(8, 64, extras=True),
     "decode_256_int8": _decode(2, 256, "i8", use_asm=True),
+    "heads_split": _decode_heads(),
+    "heads_norm_int8": _decode_heads(cache="i8", splits=4, norm=True, use_asm=True),
+    "heads_int8_portable": _decode_heads(cache="i8"),
+    "heads_share8_norm": _decode_heads(8, norm=True),
+    "heads_256": _decode_heads(4, 256, norm=True),
+    "heads_256_int8": _decode_heads(2, 256, "i8", norm=True, use_asm=True),
     "prefill": _prefill(extras=True),
     "prefill_int8": _prefill(cache="i8", use_asm=True),
     "prefill_256": _prefill(2, 256),
-    "store_int8": _store("i8"),
 }
 
 (

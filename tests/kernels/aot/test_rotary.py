@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import triton
 from aot import Kernel, budget_tests
 
 from tersor.kernels.rotary.triton import rotate_store_kernel
@@ -25,7 +26,7 @@ def _rotary(
             "NORM": norm,
             "QUANTIZED": int8,
             "HEAD_DIM": head_dim,
-            "HALF": head_dim // 2,
+            "COLUMNS": triton.next_power_of_2(head_dim),
         },
         aligned=(*pointers, "table_stride"),
         options={"num_warps": 1},

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import ptx
 import pytest
 import torch
-from attention_cases import NAN, AttentionCase
+from attention_cases import AttentionCase
 from interpreted_memory import bounded_memory
 from poison import poisoned_memory
 
-from tersor.kernels.attention import AttentionPlan, Span, dequantize_kv, launch, quantize_kv
+from tersor.kernels.attention import AttentionPlan, launch
 from tersor.kernels.attention.config import MIN_SEGMENT_TOKENS, most_segments, segment_bucket
 from tersor.kernels.attention.triton import CODE_PAIRS_ASM
 from tersor.kernels.errors import LayoutError
@@ -128,51 +127,12 @@ def test_kernels_stay_within_their_tensors() -> None:
     assert plan._kernels is not None
     assert case.q._base is not None
     tables = plan._kernels._tables
-    k = torch.zeros(5, 1, 40)
     counters = torch.zeros(2, 1, dtype=torch.int32)
-    allowed = [case.q._base, case.cache, k, tables.slots, tables.decode, tables.prefill]
+    allowed = [case.q._base, case.cache, tables.decode, tables.prefill]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "zeros", lambda *_, **__: counters)
         with bounded_memory([*allowed, tables.pages, counters]):
             plan.attend(case.q, case.cache, **case.options)
-            plan.store(case.cache, k, k)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("heads", [(1, 64), (3, 80), (8, 128)])
-def test_store(heads: tuple[int, int], dtype: torch.dtype) -> None:
-    spans = [Span(pages=[3, 1], queries=3, context=7), Span(pages=[4], queries=1, context=1)]
-    plan = AttentionPlan(spans, page_tokens=5, device=HOST, kernels=True)
-    assert plan.slots.tolist() == [3 * 5 + 4, 1 * 5, 1 * 5 + 1, 4 * 5]
-    wide = torch.randn(4, 2 * heads[0], heads[1], generator=torch.Generator().manual_seed(1))
-    k, v = wide.to(dtype).split(heads[0], dim=1)
-    cache = torch.full((6, 5, 2, *heads), NAN, dtype=dtype)
-    plan.store(cache, k, v)
-    stored = cache.flatten(0, 1)
-    assert torch.equal(stored[plan.slots], torch.stack([k, v], dim=1))
-    assert int(cache.isfinite().sum()) == 4 * 2 * heads[0] * heads[1]
-
-
-def test_store_quantizes_as_the_definition_does() -> None:
-    spans = [Span(pages=[0], queries=4, context=4)]
-    plan = AttentionPlan(spans, page_tokens=4, device=HOST, kernels=True)
-    k, v = torch.randn(2, 4, 3, 80, generator=torch.Generator().manual_seed(1)).unbind(0)
-    k[0, 0] = 0.0
-    k[1, 1, 0], v[1, 1, 5], v[2, 2, 6] = NAN, float("inf"), -3e38
-    k[3, 2, :3] = torch.tensor([127.0, 0.5, -1.5])  # ties go to the even code
-    k[3, 2, 3:] = 0.0
-    cache = torch.full((1, 4, 2, 3, 80), 113, dtype=torch.int8)
-    scales = torch.full((1, 4, 2, 3), NAN)
-    with np.errstate(invalid="ignore"):  # the NaN and the infinity
-        plan.store(cache, k, v, kv_scales=scales)
-    for part, x in enumerate((k, v)):
-        codes, wanted = quantize_kv(x)
-        finite = wanted.isfinite()
-        assert torch.equal(cache[0, :, part][finite], codes[finite])
-        torch.testing.assert_close(scales[0, :, part], wanted, rtol=1e-6, atol=0, equal_nan=True)
-    assert int((~scales.isfinite()).sum()) == 2
-    read = dequantize_kv(cache[0, 1, 1, 1], scales[0, 1, 1, 1], torch.float32)
-    assert read.isnan().all()
 
 
 def test_segments_are_a_sequences_own() -> None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from fusion_cases import EPS, Tolerance, heads, random
 from interpreted_memory import bounded_memory
 from poison import poisoned_memory
 
-from tersor.kernels.attention.quantize import quantize_kv
 from tersor.kernels.errors import LayoutError
 from tersor.kernels.norm import reference as norm_reference
 from tersor.kernels.norm import triton as norm
-from tersor.kernels.rotary import Heads
+from tersor.kernels.rotary import Heads, Rotation
 from tersor.kernels.rotary import triton as rotary
+from tersor.kernels.rotary.quantize import quantize_kv
 from tersor.kernels.rotary.reference import split_heads
 
 # float32 sums of a few hundred numbers near 1, in another order.
@@ -127,6 +128,34 @@ def test_rotate_store_in_int8() -> None:
         assert int(difference.abs().max()) <= 1
         assert bool((difference == 0).float().mean() > 0.9)
     assert bool(scales.flatten(0, 1)[0, 1, 1].isnan())
+
+
+def test_codes_are_those_of_the_definition() -> None:
+    """Of heads that are not rotated: zeros, ties, and numbers at and beyond the ends of float32."""
+    tokens, kv_heads, head_dim = 4, 3, 80
+    x = random(tokens, 2, kv_heads, head_dim, seed=1) * 0.3
+    k, v = x.unbind(1)
+    k[0, 0] = 0.0
+    k[1, 1, 0], v[1, 1, 5], v[2, 2, 6] = float("nan"), float("inf"), -3e38
+    v[3, 2, :3] = torch.tensor([127.0, 0.5, -1.5])  # ties go to the even code
+    v[3, 2, 3:] = 0.0
+    q = random(tokens, kv_heads * head_dim, seed=2)
+    rows = torch.ones(tokens, 1, head_dim)
+    case = Heads(
+        qkv=torch.cat([q, k.flatten(1), v.flatten(1)], 1)[None],
+        num_heads=kv_heads,
+        num_kv_heads=kv_heads,
+        rotation=Rotation(rows, rows * 0.0),
+    )
+    cache = torch.full((1, tokens, 2, kv_heads, head_dim), 113, dtype=torch.int8)
+    scales = torch.full((1, tokens, 2, kv_heads), float("nan"))
+    with np.errstate(invalid="ignore"):  # the NaN and the infinity
+        _store(case, torch.arange(tokens), cache, scales)
+    codes, wanted = quantize_kv(x)
+    finite = wanted.isfinite()
+    assert int((~finite).sum()) == 2
+    assert torch.equal(cache[0][finite], codes[finite])
+    torch.testing.assert_close(scales[0], wanted, rtol=1e-6, atol=0, equal_nan=True)
 
 
 def _tables(case: Heads) -> list[torch.Tensor]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import torch
+from attention_cases import AttentionCase
 from fusion_cases import EPS, heads, random
+from heads_pass import HeadsPass
 from kernel_cases import Int8Case, activations
 from launches import interpreted_launches
 
@@ -34,6 +36,16 @@ def test_rotation_and_store_are_one_launch() -> None:
             case.qkv, cos, sin, case.q_gain, case.k_gain, EPS, case.num_heads, slots, cache
         )
     assert names == ["rotate_store_kernel"]
+
+
+def test_decoding_is_one_launch_with_its_rotation_and_store() -> None:
+    """Of every layer but the first, which also allocates the counters of the pass."""
+    case = AttentionCase.random([(1, 20), (1, 140)], kv_heads=1, share=2, head_dim=16)
+    decoding = HeadsPass(case, splits=2, norm=True)
+    decoding.one_launch()
+    with interpreted_launches() as names:
+        decoding.one_launch()
+    assert names == ["decode_heads_kernel"]
 
 
 def test_gating_is_one_launch() -> None:
