@@ -58,14 +58,39 @@ bench: $(STAMP) ## the benchmarks that run without a GPU, results as CSV under b
 	$(BIN)/python benchmarks/run.py
 
 # On a GPU machine torch and triton are there already; nothing is installed, the tree is used as it is.
-gpu-test: ## kernels on a CUDA device, against float64, with the python that is there
-	PYTHONPATH=typecheck $(PYTHON) -m pytest -m gpu -W default -p no:cacheprovider tests/kernels
+# WHEELS, a folder, adds its packages for these targets: gemlite, or what bundles need.
+WHEELS      ?=
+PACKAGES    := $(if $(WHEELS),out/packages)
+GPU_PYTHON  := PYTHONPATH=typecheck$(if $(WHEELS),:$(PACKAGES)) $(PYTHON)
+# Compiling takes most of the time: workers share the GPU and Triton's cache of compiled kernels.
+GPU_WORKERS ?= 12
+GPU_PYTEST  := OMP_NUM_THREADS=1 $(GPU_PYTHON) -m pytest -m gpu -W default -p no:cacheprovider --durations=10
+GPU_XDIST    = $(if $(shell $(GPU_PYTHON) -c 'import xdist; print(1)' 2>/dev/null),-n $(GPU_WORKERS))
+GPU_TUNING  := tests/kernels/test_tuning_gpu.py
+GPU_TESTS   := $(filter-out $(GPU_TUNING),$(wildcard tests/*/test_*_gpu.py))
 
-gpu-bench: ## kernels on a CUDA device, beside their peers; WHEELS says where gemlite's lie
-	PYTHONPATH=typecheck $(PYTHON) benchmarks/gpu_matmul.py $(if $(WHEELS),--wheels $(WHEELS)) $(if $(MINUTES),--minutes $(MINUTES))
-	PYTHONPATH=typecheck $(PYTHON) benchmarks/gpu_entropy.py
-	PYTHONPATH=typecheck $(PYTHON) benchmarks/gpu_decode.py
-	PYTHONPATH=typecheck $(PYTHON) benchmarks/gpu_load.py
+out/packages: $(wildcard $(WHEELS)/*.whl)
+	$(PYTHON) -m pip install --quiet --no-index --no-deps --upgrade --target $@ $^
+	@touch $@
+
+gpu-test: gpu-test-kernels gpu-test-tuning ## kernels on a CUDA device, against float64, with the python that is there
+
+gpu-test-kernels: $(PACKAGES)
+	$(GPU_PYTEST) --session-timeout=420 $(GPU_XDIST) $(GPU_TESTS)
+
+gpu-test-tuning: $(PACKAGES)
+	$(GPU_PYTEST) --session-timeout=120 $(GPU_TUNING)
+
+# In two parts, so that each is done in ten minutes; with make -k a failure does not stop the others.
+gpu-bench: gpu-bench-products gpu-bench-rest ## kernels on a CUDA device, beside their peers
+
+gpu-bench-products: $(PACKAGES) ## of these the products of weights, for MINUTES
+	$(GPU_PYTHON) benchmarks/gpu_matmul.py $(if $(MINUTES),--minutes $(MINUTES))
+
+gpu-bench-rest: gpu-bench-attention gpu-bench-decode gpu-bench-entropy gpu-bench-load ## and the others
+
+gpu-bench-attention gpu-bench-decode gpu-bench-entropy gpu-bench-load: gpu-bench-%: $(PACKAGES)
+	$(GPU_PYTHON) benchmarks/gpu_$*.py
 
 results: $(STAMP) ## write docs/results.md and its pictures from benchmarks/results
 	$(BIN)/python benchmarks/plots.py
@@ -73,4 +98,5 @@ results: $(STAMP) ## write docs/results.md and its pictures from benchmarks/resu
 clean: ## remove what the targets made
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache out
 
-.PHONY: help install demo test test-slow fuzz conformance check format protos bench gpu-test gpu-bench results clean
+.PHONY: help install demo test test-slow fuzz conformance check format protos bench gpu-test gpu-test-kernels gpu-test-tuning gpu-bench gpu-bench-products gpu-bench-rest \
+        gpu-bench-attention gpu-bench-decode gpu-bench-entropy gpu-bench-load results clean

@@ -10,7 +10,7 @@ stands the bound: the weights' bytes at the copy bandwidth of the same run.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import record
 import torch
@@ -113,20 +113,23 @@ def measure(sample: Sample, device: torch.device, bandwidth: float) -> dict[str,
     }
 
 
+def measured(device: torch.device) -> Iterator[list[dict[str, object]]]:
+    bandwidth = copy_bandwidth(device)
+    print(f"copy bandwidth {bandwidth / 1e9:.0f} GB/s", flush=True)
+    for sample in samples():
+        yield [measure(sample, device, bandwidth)]
+        torch.cuda.empty_cache()
+
+
 def main() -> int:
     if not torch.cuda.is_available():
         print("gpu_decode.py needs a CUDA device; torch sees none", file=sys.stderr)
         return 1
     torch.manual_seed(0)
     device = torch.device("cuda", torch.cuda.current_device())
-    rows = []
     with torch.inference_mode():
-        bandwidth = copy_bandwidth(device)
-        print(f"copy bandwidth {bandwidth / 1e9:.0f} GB/s")
-        for sample in samples():
-            rows.append(measure(sample, device, bandwidth))
-            torch.cuda.empty_cache()
-    print(f"wrote {record.write('gpu_decode', rows, packages=('triton',))}")
+        path = record.write_groups("gpu_decode", measured(device), packages=("triton",))
+    print(f"wrote {path}")
     return 0
 
 

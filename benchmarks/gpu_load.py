@@ -18,10 +18,11 @@ from __future__ import annotations
 import importlib
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import record
@@ -214,15 +215,14 @@ def measure(name: str) -> list[Row]:
     return rows
 
 
-def bundle_rows() -> list[Row]:
+def bundle_rows() -> Iterator[list[Row]]:
     """A group of a real bundle, from host memory: parsing included."""
     try:
         importlib.import_module("numba")  # which bundles import only where they use it
         bundle = importlib.import_module("benchmark_bundle")
     except ImportError as error:
         print(f"  whole bundles are left out: they need {error.name}, which is not installed")
-        return []
-    rows = []
+        return
     with tempfile.TemporaryDirectory() as folder:
         for form in FORMS:
             with bundle.fetched_group(Path(folder) / form, form) as group:
@@ -233,8 +233,7 @@ def bundle_rows() -> list[Row]:
                 }
                 for way, (link, load) in ways.items():
                     seconds = record.seconds(partial(load_and_wait, load), repeat=3, warmup=1)
-                    rows.append(report(form, way, raw, link, seconds))
-    return rows
+                    yield [report(form, way, raw, link, seconds)]
 
 
 def load_and_wait(load: Callable[[], object]) -> None:
@@ -248,9 +247,8 @@ def main() -> int:
         return 1
     torch.manual_seed(0)
     with torch.inference_mode():
-        rows = [row for name in FORMS for row in measure(name)]
-        rows += bundle_rows()
-    print(f"wrote {record.write('gpu_load', rows)}")
+        path = record.write_groups("gpu_load", chain(map(measure, FORMS), bundle_rows()))
+    print(f"wrote {path}")
     return 0
 
 

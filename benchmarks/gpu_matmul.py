@@ -6,21 +6,17 @@ together larger than any L2 cache, and the launches are replayed from a CUDA gra
 cache nor Python flatters or blurs the figure. Peers (`gpu_peers.py`) in the same run; one that is
 missing is left out with a line that says so.
 
-Needs torch and triton alone; `--wheels FOLDER` adds what lies there (gemlite and what it imports)
-for this run, without a network. `--minutes` bounds the run: what decides most is measured first,
-and what there was no time for is counted at the end.
+Needs torch and triton alone. `--minutes` bounds the run: what decides most is measured first, and
+what there was no time for is counted at the end.
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import record
 import torch
@@ -98,12 +94,12 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {text[0][:120] if text else ''}"
 
 
-def run(device: torch.device, seconds: float) -> list[dict[str, object]]:
+def measured(device: torch.device, seconds: float) -> Iterator[list[dict[str, object]]]:
     deadline = time.monotonic() + seconds
     bandwidth = copy_bandwidth(device)
-    print(f"copy bandwidth {bandwidth / 1e9:.0f} GB/s")
+    copy = round(bandwidth / 1e9, 1)
+    print(f"copy bandwidth {copy:.0f} GB/s", flush=True)
     builds, missing, skipped = forms(), set[str](), 0
-    rows: list[ProductRow] = []
     for task in tasks():
         if task.form in missing:
             continue
@@ -111,7 +107,8 @@ def run(device: torch.device, seconds: float) -> list[dict[str, object]]:
             skipped += 1
             continue
         try:
-            rows += measure(task, builds[task.form], device, bandwidth)
+            rows = measure(task, builds[task.form], device, bandwidth)
+            yield [asdict(row) | {"copy_gb_per_second": copy} for row in rows]
         except Exception as error:
             if task.form not in PEERS:
                 raise
@@ -119,36 +116,22 @@ def run(device: torch.device, seconds: float) -> list[dict[str, object]]:
             print(f"  {task.form} is left out: {first_line(error)}", flush=True)
     if skipped:
         print(f"no time was left for {skipped} pairs of form and shape: give it more --minutes")
-    copy = round(bandwidth / 1e9, 1)
-    return [asdict(row) | {"copy_gb_per_second": copy} for row in rows]
-
-
-def add_wheels(folder: Path, target: Path) -> None:
-    """Installs every wheel of `folder` into `target`, and makes this process find it."""
-    wheels = sorted(map(str, folder.glob("*.whl")))
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
-    try:
-        subprocess.run([*pip, "--target", str(target), *wheels], check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        print(f"the wheels of {folder} are left out: {error}", flush=True)
-    sys.path.append(str(target))  # behind what is installed already
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=MINUTES, help="when to stop measuring")
-    parser.add_argument("--wheels", type=Path, help="a folder of wheels to add for this run")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print("gpu_matmul.py needs a CUDA device; torch sees none", file=sys.stderr)
         return 1
     torch.manual_seed(0)
     device = torch.device("cuda", torch.cuda.current_device())
-    with TemporaryDirectory() as temporary, torch.inference_mode():
-        if options.wheels is not None:
-            add_wheels(options.wheels, Path(temporary))
-        rows = run(device, 60 * options.minutes)
-    print(f"wrote {record.write('gpu_matmul', rows, packages=('triton', 'gemlite'))}")
+    with torch.inference_mode():
+        path = record.write_groups(
+            "gpu_matmul", measured(device, 60 * options.minutes), packages=("triton", "gemlite")
+        )
+    print(f"wrote {path}")
     return 0
 
 

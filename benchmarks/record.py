@@ -8,7 +8,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -66,16 +66,36 @@ def write(name: str, rows: Sequence[Mapping[str, object]], *, packages: Sequence
 
     `packages` are those whose versions matter beside torch's.
     """
-    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.csv"
+    _replace(path, rows, _common(packages))
+    return path
+
+
+def write_groups(
+    name: str, groups: Iterable[Sequence[Mapping[str, object]]], *, packages: Sequence[str] = ()
+) -> Path:
+    """Writes all rows so far after every group: a run that is stopped leaves what it measured."""
+    path, common, rows = RESULTS / f"{name}.csv", _common(packages), list[Mapping[str, object]]()
+    for group in groups:
+        rows += group
+        if rows:
+            _replace(path, rows, common)
+    return path
+
+
+def _common(packages: Sequence[str]) -> dict[str, str]:
     common = {"machine": machine(), "torch": version("torch"), "commit": commit()}
     if packages:
         common["packages"] = "; ".join(f"{package} {_version(package)}" for package in packages)
-    path = RESULTS / f"{name}.csv"
+    return common
+
+
+def _replace(path: Path, rows: Sequence[Mapping[str, object]], common: Mapping[str, str]) -> None:
+    RESULTS.mkdir(exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=[*rows[0], *common], lineterminator="\n")
         writer.writeheader()
         writer.writerows({**row, **common} for row in rows)
-    return path
 
 
 def _version(package: str) -> str:

@@ -24,7 +24,8 @@ def quantize_kv(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     x = x.float()
     largest = x.abs().amax(-1)
-    inverse = MAX_CODE / largest.clamp_min(SMALLEST)
+    # `MAX_CODE / tensor` would multiply by a rounded reciprocal.
+    inverse = torch.full_like(largest, MAX_CODE) / largest.clamp_min(SMALLEST)
     codes = (x * inverse[..., None]).round().nan_to_num(0.0)
     scales = largest * (1.0 / MAX_CODE) + (x * 0.0).sum(-1)
     return codes.to(torch.int8), scales

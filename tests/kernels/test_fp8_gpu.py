@@ -48,14 +48,14 @@ def test_every_code_is_multiplied_exactly(block: int) -> None:
 @pytest.mark.parametrize(("n", "k"), SHAPES)
 def test_matmul(n: int, k: int, dtype: torch.dtype, block: int) -> None:
     case = Fp8Case.random(n, k, block=block)
-    layout = _layout(case)
+    layout, weight = _layout(case), case.weight.to(GPU)
     for m in BATCHES:
         x = activations(m, k, dtype).to(GPU)
         bias = activations(1, n, seed=3)[0].to(GPU) if m % 2 else None
         with poisoned_memory():
             y = layout.matmul(x, bias)
         assert y.dtype == dtype
-        assert_matmul_close(y, x, case.weight, case.weight.abs(), bias, TOLERANCES["bf16"])
+        assert_matmul_close(y, x, weight, weight.abs(), bias, TOLERANCES["bf16"])
 
 
 @DTYPES

@@ -13,14 +13,16 @@ import tempfile
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import triton
+from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.compiler.compiler import make_backend
 
 GENERATIONS = (80, 90, 100)
 AMD = "gfx942"
@@ -64,7 +66,8 @@ class Machine:
 def budget_tests(kernels: Mapping[str, Kernel], module: str) -> tuple[Callable[..., None], ...]:
     """Tests of `kernels` against the budgets beside `module` (its __file__).
 
-    Returns the tests of NVIDIA's machine code, of AMD's, and of the budgets being complete.
+    Returns the tests of NVIDIA's machine code, of AMD's, of sizes of one, and of the budgets being
+    complete.
     """
     budgets = tomllib.loads(Path(module).with_suffix(".toml").read_text(encoding="utf-8"))
     portable = sorted(name for name, kernel in kernels.items() if kernel.portable)
@@ -86,12 +89,17 @@ def budget_tests(kernels: Mapping[str, Kernel], module: str) -> tuple[Callable[.
             machine = build_amd(kernels[name])
         assert machine.spilled_bytes == 0, f"{machine.spilled_bytes} bytes of registers spilled"
 
+    @pytest.mark.parametrize("name", sorted(kernels))
+    def test_sizes_of_one_compile(name: str) -> None:
+        lower(with_sizes_of_one(kernels[name]))
+
     def test_every_kernel_has_a_budget() -> None:
         assert sorted(budgets) == sorted(kernels)
 
     return (
         test_machine_code_stays_within_its_budget,
         test_amd_machine_code_does_not_spill,
+        test_sizes_of_one_compile,
         test_every_kernel_has_a_budget,
     )
 
@@ -136,6 +144,43 @@ def build_amd(kernel: Kernel) -> Machine:
         spilled_bytes=4 * (counts["vgpr_spill_count"] + counts["sgpr_spill_count"]),
         shared_bytes=compiled.metadata.shared,
         instructions_per_weight=0.0,
+    )
+
+
+def with_sizes_of_one(kernel: Kernel) -> Kernel:
+    """`kernel` as a launch with sizes of 1 compiles it: Triton makes constants of them.
+
+    A constant lacks what a tensor has (`.to`), and neither the interpreter nor usual sizes show it.
+    """
+    specialized = {each.name for each in kernel.function.params if not each.do_not_specialize}
+    ones = {
+        name: 1 for name, type_ in kernel.types.items() if type_[0] == "i" and name in specialized
+    }
+    return replace(
+        kernel,
+        types={name: type_ for name, type_ in kernel.types.items() if name not in ones},
+        constants={**kernel.constants, **ones},
+        aligned=[name for name in kernel.aligned if name not in ones],
+    )
+
+
+def lower(kernel: Kernel) -> None:
+    """Compiles `kernel` for sm_90 as far as Triton's first representation, without ptxas.
+
+    Raises:
+        triton.CompilationError: it does not compile.
+    """
+    backend = make_backend(GPUTarget("cuda", 90, 32))
+    context = ir.context()
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    options = backend.parse_options(dict(kernel.options))
+    _source(kernel).make_ir(
+        backend.target,
+        options,
+        backend.get_codegen_implementation(options),
+        backend.get_module_map(),
+        context,
     )
 
 

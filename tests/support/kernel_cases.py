@@ -183,13 +183,16 @@ def activations(m: int, k: int, dtype: torch.dtype = torch.float32, seed: int = 
 def assert_matmul_close(
     y: Tensor, x: Tensor, weight: Tensor, magnitude: Tensor, bias: Tensor | None, tolerance: float
 ) -> None:
-    """Compares y with float64 x @ weight.T + bias; NaN (unwritten memory) fails."""
-    x, weight, magnitude = x.double().cpu(), weight.double().cpu(), magnitude.double().cpu()
+    """Compares y with float64 x @ weight.T + bias, made on its device.
+
+    NaN, which is unwritten memory, fails.
+    """
+    x, weight, magnitude = (each.to(y.device).double() for each in (x, weight, magnitude))
     expected = x @ weight.T
     bound = x.abs() @ magnitude.T
     if bias is not None:
-        expected, bound = expected + bias.double().cpu(), bound + bias.double().cpu().abs()
-    error = (y.double().cpu() - expected).abs() / bound.clamp_min(1e-30)
+        expected, bound = expected + bias.double(), bound + bias.double().abs()
+    error = (y.double() - expected).abs() / bound.clamp_min(1e-30)
     worst = int(torch.where(error.isnan(), torch.inf, error).argmax())
     row, column = divmod(worst, y.shape[1])
     assert bool((error <= tolerance).all()), (

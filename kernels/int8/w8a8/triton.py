@@ -125,9 +125,10 @@ def _finished(
     """Float32 products of one token, from integer sums [splits, m, n]."""
     total = tl.zeros_like(column).to(tl.int32)
     pointers = sums_ptr + token * n + column
+    part = tl.full((), n, dtype=tl.int64) * m  # an m or n of 1 is a constant, which has no .to
     for _ in range(splits):
         total += tl.load(pointers, mask=inside, other=0)
-        pointers += m.to(tl.int64) * n
+        pointers += part
     y = total.to(tl.float32) * x_scale
     y *= tl.load(scales_ptr + column, mask=inside, other=0.0).to(tl.float32)
     if HAS_BIAS:
