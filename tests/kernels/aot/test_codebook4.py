@@ -73,5 +73,6 @@ KERNELS = {
 (
     test_machine_code_stays_within_its_budget,
     test_amd_machine_code_does_not_spill,
+    test_sizes_of_one_compile,
     test_every_kernel_has_a_budget,
 ) = budget_tests(KERNELS, __file__)
