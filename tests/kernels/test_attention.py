@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from attention_cases import AttentionCase
@@ -280,3 +281,11 @@ def test_tables_describe_the_pass_and_are_aligned() -> None:
         tables = Tables.build(spans[:count], PAGE_TOKENS, CPU)
         parts = (tables.decode, tables.prefill, tables.pages)
         assert [(part.data_ptr() - tables.slots.data_ptr()) % 16 for part in parts] == [0, 0, 0]
+
+
+def test_codes_are_products_with_a_rounded_quotient() -> None:
+    """As the kernels divide. Of bf16, products fall so near to ties that a reciprocal's shows."""
+    x = torch.randn(64, 128, generator=torch.Generator().manual_seed(1)).bfloat16().float()
+    quotient = np.float32(127.0) / x.abs().amax(-1, keepdim=True).numpy()
+    expected = np.rint(x.numpy() * quotient).astype(np.int8)
+    assert np.array_equal(quantize_kv(x)[0].numpy(), expected)

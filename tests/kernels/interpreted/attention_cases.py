@@ -135,17 +135,6 @@ def test_kernels_stay_within_their_tensors() -> None:
             plan.attend(case.q, case.cache, **case.options)
 
 
-def test_store_quantizes_numbers_of_few_bits() -> None:
-    """Of bf16, products fall so near to ties that the rounding of a reciprocal shows."""
-    plan = AttentionPlan(
-        [Span(pages=[0], queries=4, context=4)], page_tokens=4, device=HOST, kernels=True
-    )
-    both = torch.randn(4, 2, 8, 128, generator=torch.Generator().manual_seed(1)).bfloat16()
-    cache = torch.zeros(1, *both.shape, dtype=torch.int8)
-    plan.store(cache, both[:, 0], both[:, 1], kv_scales=torch.zeros(1, 4, 2, 8))
-    assert torch.equal(cache[0], quantize_kv(both)[0])
-
-
 def test_segments_are_a_sequences_own() -> None:
     assert [most_segments(n) for n in (1, MIN_SEGMENT_TOKENS, 129, 10**6)] == [1, 1, 2, 64]
     assert [segment_bucket(n) for n in (1, 2, 3, 33, 64)] == [1, 2, 4, 64, 64]
