@@ -118,6 +118,17 @@ def running_server() -> Iterator[tuple[str, str]]:
             sys.exit("the server did not shut down cleanly")
 
 
+def wait_until_ready(channel: grpc.Channel, seconds: float = 60.0) -> None:
+    """Returns once the server has opened its models: its port is open before."""
+    grpc.channel_ready_future(channel).result(timeout=seconds)
+    stub = grpc_service_pb2_grpc.GRPCInferenceServiceStub(channel)
+    end = time.monotonic() + seconds
+    while not stub.ServerReady(grpc_service_pb2.ServerReadyRequest(), timeout=seconds).ready:
+        if time.monotonic() > end:
+            sys.exit(f"the server was not ready within {seconds:.0f} s")
+        time.sleep(0.1)
+
+
 def scrape(url: str) -> dict[str, float]:
     """Every sample of the Prometheus endpoint, by name and labels."""
     with urllib.request.urlopen(url, timeout=10) as response:
@@ -192,7 +203,7 @@ def main() -> None:
     measure_all()
     say("Serving")
     with running_server() as (address, metrics_url), grpc.insecure_channel(address) as channel:
-        grpc.channel_ready_future(channel).result(timeout=60)
+        wait_until_ready(channel)
         before = scrape(metrics_url)
         stream_completion(channel)
         embed(channel)
