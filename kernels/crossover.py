@@ -18,7 +18,8 @@ import torch
 
 # Rows up to which packed codes are multiplied whatever the break-even: packed rows have the same
 # bits whatever the batch, decoded ones do not, and a sequence must not depend on its neighbours.
-# It costs int8 on AVX2 18 % over the decoded path at 24 rows and 29 % at 32, and nothing elsewhere.
+# It costs int8 on AVX2 up to 24 % over the decoded path at 24 rows and 36 % at 32, and nothing
+# elsewhere.
 BATCH_ROWS = 32
 
 # Most rows for which packed is the faster path, by instructions and layout, one thread, torch 2.13

@@ -32,7 +32,7 @@ class AttentionPlan:
 
     A layer's cache is a contiguous [num_pages, page_tokens, 2, num_kv_heads, head_dim] in float32,
     bfloat16, or int8. With int8 go `kv_scales`, contiguous float32 [num_pages, page_tokens, 2,
-    num_kv_heads] (see quantize.py).
+    num_kv_heads] (see `kernels.rotary.quantize`).
     """
 
     def __init__(

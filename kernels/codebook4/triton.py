@@ -74,7 +74,7 @@ def codebook4_matmul_kernel(
 
     w[r, c] = table[code[r, c]] * scale[r, part of c]
 
-    Transposed, as `int4_matmul_kernel`: the weights are the M side of the dot. Values of the table
+    Transposed, as int4's kernels: the weights are the M side of the dot. Values of the table
     are rounded to bf16, products and sums are float32; the scale is applied to the sum of its part.
     Grid: (m / BM, n / BN, splits): programs that read the same weights run together.
     """

@@ -26,6 +26,8 @@ from tersor.kernels.outliers import (
     outlier_count,
     outlier_dtypes,
     outlier_specs,
+    outliers_of_rows,
+    params_with_outliers,
 )
 from tersor.kernels.outliers.form import OutlierForm
 from tersor.kernels.outliers.planes import Outliers
@@ -93,6 +95,21 @@ class Int4Layout(FormLayout):
             group=checked.group,
         )
         return cls(_pack(canonical, outliers), (n, k), dtype, canonical.codes.device)
+
+    @classmethod
+    def rows_of_planes(
+        cls, planes: Mapping[str, Tensor], start: int, stop: int, params: Params
+    ) -> Mapping[str, Tensor]:
+        steps = {name: planes[name] for name in ("scales", "zeros") if name in planes}
+        by_row = (
+            {"codes": planes["codes"]} if "step" in params else {"codes": planes["codes"], **steps}
+        )
+        cut = super().rows_of_planes(by_row, start, stop, params)
+        return {**steps, **cut, **outliers_of_rows(planes, start, stop)}
+
+    @classmethod
+    def params_of_planes(cls, planes: Mapping[str, Tensor], params: Params) -> Params:
+        return params_with_outliers(planes, params)
 
 
 def _pack(planes: Planes, outliers: Outliers | None) -> Form:

@@ -22,6 +22,8 @@ from tersor.kernels.outliers import (
     outlier_count,
     outlier_dtypes,
     outlier_specs,
+    outliers_of_rows,
+    params_with_outliers,
 )
 from tersor.kernels.outliers.form import OutlierForm
 from tersor.kernels.outliers.slices import MAX_COLUMNS
@@ -85,6 +87,21 @@ class Int6Layout(FormLayout):
         planes = {name: plane.to(device) for name, plane in planes.items()}
         form = _pack(planes["codes"], planes["scales"], check_outliers(cls.name, planes, n, k))
         return cls(form, (n, k), dtype, planes["codes"].device)
+
+    @classmethod
+    def rows_of_planes(
+        cls, planes: Mapping[str, Tensor], start: int, stop: int, params: Params
+    ) -> Mapping[str, Tensor]:
+        steps = {name: planes[name] for name in ("scales",) if name in planes}
+        by_row = (
+            {"codes": planes["codes"]} if "step" in params else {"codes": planes["codes"], **steps}
+        )
+        cut = super().rows_of_planes(by_row, start, stop, params)
+        return {**steps, **cut, **outliers_of_rows(planes, start, stop)}
+
+    @classmethod
+    def params_of_planes(cls, planes: Mapping[str, Tensor], params: Params) -> Params:
+        return params_with_outliers(planes, params)
 
 
 def _pack(codes: Tensor, scales: Tensor, outliers: Outliers | None) -> Form:

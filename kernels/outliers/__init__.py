@@ -6,6 +6,8 @@ from tersor.kernels.outliers.planes import (
     outlier_count,
     outlier_dtypes,
     outlier_specs,
+    outliers_of_rows,
+    params_with_outliers,
 )
 from tersor.kernels.outliers.rows import RowOutliers
 from tersor.kernels.outliers.slices import SlicedOutliers
@@ -18,4 +20,6 @@ __all__ = [
     "outlier_count",
     "outlier_dtypes",
     "outlier_specs",
+    "outliers_of_rows",
+    "params_with_outliers",
 ]

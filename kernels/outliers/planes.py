@@ -80,3 +80,25 @@ def check_outliers(layout: str, planes: Mapping[str, Tensor], n: int, k: int) ->
             f"`{layout}.{POSITIONS}` holds {int(positions[-1])}, expected less than N * K = {n * k}"
         )
     return Outliers(positions=positions, values=planes[VALUES], n=n, k=k)
+
+
+def outliers_of_rows(planes: Mapping[str, Tensor], start: int, stop: int) -> Mapping[str, Tensor]:
+    """The planes of the outliers in rows start..stop (or the end); none where there are none.
+
+    `planes` are those of the whole weight, its `codes` [N, K] among them.
+    """
+    if POSITIONS not in planes:
+        return {}
+    k = planes["codes"].shape[1]
+    positions = planes[POSITIONS].to(torch.int64)
+    inside = (positions >= start * k) & (positions < stop * k)
+    if not bool(inside.any()):
+        return {}
+    moved = (positions[inside] - start * k).to(torch.uint32)
+    return {POSITIONS: moved, VALUES: planes[VALUES][inside]}
+
+
+def params_with_outliers(planes: Mapping[str, Tensor], params: Params) -> Params:
+    """`params` with the count of outliers that are among `planes`, and without it for none."""
+    others = {name: value for name, value in params.items() if name != "outliers"}
+    return others | {"outliers": planes[POSITIONS].numel()} if POSITIONS in planes else others

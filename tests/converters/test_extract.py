@@ -67,16 +67,26 @@ def test_compressed_bundles_give_back_the_decoded_weights(
 
 @pytest.mark.parametrize(
     ("step", "limit"),
-    [("method = 'int8'\nstep = 'tensor'", 0.03), ("method = 'fp8'\nblock = 128", 0.04)],
+    [
+        ("method = 'int8'\nstep = 'tensor'", 0.03),
+        ("method = 'fp8'\nblock = 128", 0.04),
+        ("method = 'int6'\nstep = 'tensor'\noutliers = 0.005", 0.06),
+        ("method = 'int4'\nstep = 'tensor'\noutliers = 0.005", 0.25),
+        ("method = 'int4'\nsymmetric = false\noutliers = 0.00005", 0.15),
+        ("method = 'nvfp4'", 0.15),
+        ("method = 'bitmap'\nvalues = 'int8'", 0.03),
+    ],
 )
-def test_rows_that_share_scales_are_cut_with_them(
+def test_rows_are_cut_with_what_they_share(
     pico: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, limit: float
 ) -> None:
-    monkeypatch.setattr("tersor.converters.extract._DECODED_ELEMENTS", 1)
     (tmp_path / "r.toml").write_text(f"[[quantize]]\nkinds = ['linear', 'embedding']\n{step}")
     convert(pico, tmp_path / "b.tersor", recipe=load_recipe(str(tmp_path / "r.toml")))
+    extract(tmp_path / "b.tersor", tmp_path / "whole")
+    monkeypatch.setattr("tersor.converters.extract._DECODED_ELEMENTS", 1)
     extract(tmp_path / "b.tersor", tmp_path / "back")
     back = load_folder(tmp_path / "back")
+    assert_identical(load_folder(tmp_path / "whole"), back)
     for key, tensor in load_folder(pico).items():
         assert (back[key].float() - tensor.float()).norm() <= limit * tensor.float().norm(), key
 
